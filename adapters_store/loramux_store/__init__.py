@@ -1,0 +1,38 @@
+"""The adapter store: what is on the shelf.
+
+Takes adapter files as people have them; keeps them exactly, under names and numbered versions, and
+hands out records and paths to compiled factors. Knows no server, no kernels and no gRPC; importing
+it imports no torch.
+"""
+
+from loramux_store.layout import Layout, ModuleSpec, known_layout
+from loramux_store.record import (
+    AcceptReport,
+    AdapterRecord,
+    InterpretOptions,
+    MatchedModule,
+    Page,
+    Published,
+    StoreStats,
+    UploadSpec,
+    VersionRecord,
+)
+from loramux_store.store import Store
+from loramux_store.upload import Upload
+
+__all__ = [
+    "AcceptReport",
+    "AdapterRecord",
+    "InterpretOptions",
+    "Layout",
+    "MatchedModule",
+    "ModuleSpec",
+    "Page",
+    "Published",
+    "Store",
+    "StoreStats",
+    "Upload",
+    "UploadSpec",
+    "VersionRecord",
+    "known_layout",
+]

@@ -1,0 +1,114 @@
+"""The few things the store does to files, each a point where a machine may stop.
+
+Takes paths and bytes; gives effects, and NoSpace where the disk is full. Tests put a Disk that
+fails in place of this one. Knows no blobs and no catalog.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from loramux_store.errors import NoSpace, UnsafeFilesystem
+
+__all__ = ["Disk", "free_bytes", "refuse_network"]
+
+# WAL needs shared memory and honest locks; of these file systems neither can be had.
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "ceph", "glusterfs", "afs"}
+
+
+class Disk:
+    """Write, fsync, rename, remove."""
+
+    def __init__(self) -> None:
+        self._durable: set[Path] = set()
+
+    def create(self, path: Path) -> BinaryIO:
+        """A new file; an existing one of that name is an error, and so is a link."""
+        with _no_space(path.parent):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+            return os.fdopen(os.open(path, flags, 0o644), "w+b", buffering=0)
+
+    def write(self, handle: BinaryIO, data: bytes | memoryview) -> None:
+        """All of data at the current position."""
+        view = memoryview(data)
+        with _no_space(handle.fileno(), len(view)):
+            while view:
+                view = view[handle.write(view) :]
+
+    def sync(self, handle: BinaryIO) -> None:
+        """The file's bytes reach the disk."""
+        with _no_space(handle.fileno()):
+            os.fsync(handle.fileno())
+
+    def publish(self, source: Path, target: Path) -> None:
+        """Give a synced file its final name, read-only, and make the name durable."""
+        os.chmod(source, 0o444)
+        if target.parent not in self._durable:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.sync_folder(target.parent.parent)
+            self._durable.add(target.parent)
+        self.rename(source, target)
+        self.sync_folder(target.parent)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Atomic; replaces the target."""
+        os.replace(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Names in the folder reach the disk."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def remove(self, path: Path) -> None:
+        """Gone, or was not there."""
+        path.unlink(missing_ok=True)
+
+
+def free_bytes(place: Path | int) -> int:
+    """What an ordinary user may still write there; a path or an open file."""
+    info = os.statvfs(place)
+    return info.f_bavail * info.f_frsize
+
+
+def refuse_network(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """Raise UnsafeFilesystem where SQLite's WAL is unsafe; silent where mounts are not listed."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return
+    kind = _filesystem(folder.resolve(), lines)
+    if kind in _NETWORK or kind.startswith("fuse."):
+        raise UnsafeFilesystem(str(folder), kind)
+
+
+def _filesystem(folder: Path, lines: list[str]) -> str:
+    best = (-1, "")
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if len(fields) < 5 or not kind:
+            continue
+        point = Path(fields[4].replace("\\040", " "))
+        if folder.is_relative_to(point):
+            # the deepest mount point holds the folder; the last of equal ones lies on top
+            if len(point.parts) >= best[0]:
+                best = (len(point.parts), kind[0])
+    return best[1]
+
+
+@contextmanager
+def _no_space(place: Path | int, needed: int = 0) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(needed, free_bytes(place)) from error
+        raise

@@ -1,0 +1,140 @@
+"""Every error the store raises, as one tree.
+
+    StoreError
+    ├── NotFound            no such adapter, version or alias
+    ├── InvalidArgument     a field of a request is wrong (field, value, expected)
+    ├── Refused             the file is wrong (reason, detail); nothing is left of it
+    │   ├── ChecksumMismatch    the bytes are not those that were announced
+    │   └── TooLarge            more bytes than the limit or than announced
+    ├── NoSpace             the disk is full
+    ├── DataLoss            a stored file no longer has its digest
+    ├── SchemaTooNew        a newer release has written this store
+    ├── UnsafeFilesystem    a network file system, where SQLite's WAL can lose commits
+    └── Closed              the store or the upload is closed
+
+Takes what went wrong; gives an exception whose text an operator can act on. Knows no gRPC:
+the server maps these classes to status codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = [
+    "ChecksumMismatch",
+    "Closed",
+    "DataLoss",
+    "InvalidArgument",
+    "NoSpace",
+    "NotFound",
+    "Refused",
+    "SchemaTooNew",
+    "StoreError",
+    "TooLarge",
+    "UnsafeFilesystem",
+]
+
+
+class StoreError(Exception):
+    """Root of the tree."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class NotFound(StoreError):
+    """No such adapter, version or alias."""
+
+    def __init__(self, ref: str, message: str | None = None) -> None:
+        super().__init__(message or f"no adapter {ref!r}")
+        self.ref = ref
+
+
+class InvalidArgument(StoreError):
+    """A field of a request is wrong."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        shown = repr(value)
+        if len(shown) > 200:
+            shown = shown[:197] + "..."
+        super().__init__(f"{field}: got {shown}, expected {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class Refused(StoreError):
+    """The file is not accepted; `reason` is one of the words of facts/formats.md section 3.5."""
+
+    def __init__(self, reason: str, message: str, detail: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.detail: dict[str, str] = {k: str(v)[:500] for k, v in (detail or {}).items()}
+
+
+class ChecksumMismatch(Refused):
+    """The bytes do not have the sha256 that was announced."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(
+            "checksum_mismatch",
+            f"the bytes have sha256 {got}, announced was {expected}",
+            {"expected": expected, "got": got},
+        )
+
+
+class TooLarge(Refused):
+    """More bytes than the limit, or than the upload announced."""
+
+    def __init__(self, size: int, limit: int, what: str = "the file limit") -> None:
+        super().__init__(
+            "too_large",
+            f"{size} bytes is more than {what} of {limit} bytes",
+            {"size": str(size), "limit": str(limit)},
+        )
+
+
+class NoSpace(StoreError):
+    """The disk of the store is full, or would be."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(f"no space on the store's disk: {needed} bytes needed, {free} free")
+        self.needed = needed
+        self.free = free
+
+
+class DataLoss(StoreError):
+    """A stored file is gone or no longer has its digest."""
+
+    def __init__(self, digest: str, message: str) -> None:
+        super().__init__(f"blob {digest}: {message}")
+        self.digest = digest
+
+
+class SchemaTooNew(StoreError):
+    """A newer release has written this store; opening it could harm it."""
+
+    def __init__(self, found: str, known: str) -> None:
+        super().__init__(
+            f"the catalog has schema {found!r}, this release knows up to {known!r}: "
+            "use the release that wrote it, or a newer one"
+        )
+        self.found = found
+        self.known = known
+
+
+class UnsafeFilesystem(StoreError):
+    """The store lies on a network file system."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        super().__init__(
+            f"{path} is on a {kind} file system, where SQLite's write-ahead log can lose "
+            "commits: choose a folder on a local disk"
+        )
+        self.path = path
+        self.kind = kind
+
+
+class Closed(StoreError):
+    """The store or the upload has been closed."""

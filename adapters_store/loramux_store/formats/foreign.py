@@ -1,0 +1,113 @@
+"""Files that are something else: other model families, kinds not accepted yet, no adapter at all.
+
+Takes tensor names and shapes; gives a Refused that says what the file is, or None. Knows no
+layouts: what is left is tried against those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from loramux_store.errors import Refused
+from loramux_store.formats.leaf import Key
+from loramux_store.header import TensorEntry
+
+__all__ = ["refuse_families", "refuse_kinds", "refuse_other_objects"]
+
+# first match decides; a Flux file of diffusers names has words of both families
+_FAMILIES: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("cascade", re.compile(r"\Alora_prior_(unet|te)_")),
+    ("flux", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
+    ("sd3", re.compile(r"joint_blocks|context_embedder|add_q_proj")),
+    ("dit", re.compile(r"\Alora_transformer_|\Atransformer\.|\Alora_te3_")),
+)
+_WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("control_lora", re.compile(r"\Alora_controlnet\Z")),
+    ("lllite", re.compile(r"\Alllite_unet_")),
+    ("positional_lora", re.compile(r"\A(unet|text_encoder):\d+:(up|down)\Z")),
+    ("oft", re.compile(r"\Aoft_unet_")),
+    ("hypernetwork", re.compile(r"\A\d+\.\d+\.linear\.\d+\.(weight|bias)\Z")),
+    (
+        "full_checkpoint",
+        re.compile(
+            r"\A(model\.diffusion_model\..+|cond_stage_model\..+|conditioner\.embedders\..+|"
+            r"(unet\.)?(down_blocks|up_blocks|mid_block|conv_in)\..*)\.(weight|bias)\Z"
+        ),
+    ),
+    (
+        "vae",
+        re.compile(r"\A(first_stage_model\..+|(encoder|decoder)\..*(conv|norm).*\.(weight|bias))\Z"),
+    ),
+)
+_NAMED_BY_STEM = ("lllite", "control_lora", "oft")
+_EMBEDDING = re.compile(r"\A(emb_params|clip_[lg]|string_to_param.*|text_encoders_[01]|<.+>)\Z")
+_MESSAGES = {
+    "lllite": "a ControlNet-LLLite, which is no LoRA",
+    "control_lora": "a control-LoRA, which is no LoRA",
+    "positional_lora": "a cloneofsimo LoRA: it does not store module names",
+    "full_checkpoint": "a whole model, not an adapter",
+    "vae": "a VAE, not an adapter",
+    "hypernetwork": "a hypernetwork, not a LoRA",
+    "embedding": "a textual inversion",
+    "dora": "a DoRA: without its magnitudes it would be another adapter",
+    "set_weight": "weights that overwrite the base's",
+}
+
+
+def refuse_families(names: Iterable[str]) -> None:
+    """Raise for a file made for another model family."""
+    listed = list(names)
+    for family, pattern in _FAMILIES:
+        if name := _first(pattern, listed):
+            raise Refused(
+                f"unsupported_family:{family}",
+                f"{name!r} belongs to a {family} model; accepted are SD1, SD2 and SDXL",
+                {"key": name, "family": family},
+            )
+
+
+def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[str]) -> None:
+    """Raise for a file that is no LoRA at all; unknown: names of no adapter format."""
+    unsorted = list(unknown)
+    for kind, pattern in _WHOLE:
+        names = tensors if kind in _NAMED_BY_STEM else unsorted
+        if name := _first(pattern, names):
+            raise _kind(kind, name)
+    if len(unsorted) == len(tensors) and (name := _embedding(tensors)):
+        raise _kind("embedding", name)
+    if name := next((n for n in unsorted if n.startswith("<") and n.endswith(">")), None):
+        raise _kind("embedding", name)
+
+
+def refuse_kinds(keys: Iterable[Key], tensors: Mapping[str, TensorEntry]) -> None:
+    """Raise for the first tensor of a kind that is not accepted yet; DoRA before all others."""
+    others = sorted((key for key in keys if not key.role), key=lambda key: key.kind != "dora")
+    for key in others:
+        kind = key.kind
+        if kind == "oft" and len(tensors[key.name].shape) == 4:
+            kind = "boft"
+        raise _kind(kind, key.name)
+
+
+def _kind(kind: str, name: str) -> Refused:
+    what = _MESSAGES.get(kind, f"a tensor of the kind {kind}")
+    return Refused(
+        f"unsupported_kind:{kind}",
+        f"{name!r} is part of {what}; it is not accepted yet",
+        {"key": name, "kind": kind},
+    )
+
+
+def _first(pattern: re.Pattern[str], names: Iterable[str]) -> str | None:
+    return next((name for name in names if pattern.search(name)), None)
+
+
+def _embedding(tensors: Mapping[str, TensorEntry]) -> str | None:
+    if name := _first(_EMBEDDING, tensors):
+        return name
+    if len(tensors) == 1:
+        entry = next(iter(tensors.values()))
+        if len(entry.shape) in (1, 2) and entry.shape[-1] in (768, 1024, 1280):
+            return entry.name
+    return None

@@ -1,0 +1,119 @@
+"""Tensor names, split into the module's stem and what the tensor is to it.
+
+Takes one tensor name; gives a Key (stem, role, family, kind), or None for a name of no known
+form. Leaves contain dots, so the longest known suffix is taken. Knows no layouts and no shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["Key", "split_key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """role: down, up, mid, alpha, scale, or "" for a tensor of a kind not accepted yet."""
+
+    name: str
+    stem: str
+    role: str
+    family: str
+    kind: str = "lora"
+    infix: str = ""
+
+
+_ROLES: dict[str, tuple[str, str]] = {
+    "lora_down.weight": ("down", "kohya"),
+    "lora_up.weight": ("up", "kohya"),
+    "lora_mid.weight": ("mid", "kohya"),
+    "alpha": ("alpha", ""),
+    "scale": ("scale", ""),
+    "lora_A.weight": ("down", "peft"),
+    "lora_B.weight": ("up", "peft"),
+    "lora_A": ("down", "peft"),
+    "lora_B": ("up", "peft"),
+    "lora.down.weight": ("down", "diffusers"),
+    "lora.up.weight": ("up", "diffusers"),
+    "lora_linear_layer.down.weight": ("down", "diffusers"),
+    "lora_linear_layer.up.weight": ("up", "diffusers"),
+}
+_KINDS: dict[str, str] = {
+    **dict.fromkeys(
+        ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), "loha"
+    ),
+    **dict.fromkeys(
+        (
+            "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+            "lokr_t1", "lokr_t2",
+        ),
+        "lokr",
+    ),
+    **dict.fromkeys(
+        ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight"), "dora"
+    ),
+    "diff": "full",
+    "diff_b": "bias",
+    "lora_B.bias": "bias",
+    "lora_up.bias": "bias",
+    "w_norm": "norm",
+    "b_norm": "norm",
+    "set_weight": "set_weight",
+    "reshape_weight": "set_weight",
+    "on_input": "ia3",
+    "ia3_l": "ia3",
+    "ia3_l.weight": "ia3",
+    **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"), "glora"),
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "oft_R.weight", "rescale"), "oft"),
+    **dict.fromkeys(("boft_R", "boft_s"), "boft"),
+    **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "lora_embedding"),
+}  # fmt: skip
+_INFIXED = {"lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B"}
+_OLD_ATTENTION = re.compile(
+    r"(?P<stem>.+?)(?:\.processor)?\.to_(?P<proj>q|k|v|out)_lora\.(?P<end>down|up)\.weight\Z"
+)
+
+
+def split_key(name: str) -> Key | None:
+    """What a tensor name says."""
+    return _old_attention(name) or _by_suffix(name) or _infixed(name)
+
+
+def _by_suffix(name: str) -> Key | None:
+    parts = name.split(".")
+    for count in (3, 2, 1):
+        if count >= len(parts):
+            continue
+        stem, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])
+        if suffix in _ROLES:
+            role, family = _ROLES[suffix]
+            return Key(name, stem, role, family)
+        if suffix in _KINDS:
+            return Key(name, stem, "", "", _KINDS[suffix])
+    return None
+
+
+def _infixed(name: str) -> Key | None:
+    """PEFT with the adapter's name left in: lora_A.default.weight, lora_embedding_A.default."""
+    parts = name.split(".")
+    tail = 3 if parts[-1] in ("weight", "bias") else 2
+    if len(parts) <= tail or parts[-tail] not in _INFIXED:
+        return None
+    infix = parts[1 - tail]
+    plain = ".".join(parts[: 1 - tail] + parts[2 - tail :]) if tail == 3 else name[: -len(infix) - 1]
+    key = _by_suffix(plain)
+    return key and Key(name, key.stem, key.role, key.family, key.kind, infix)
+
+
+def _old_attention(name: str) -> Key | None:
+    """Diffusers' attention processors: the projection is part of the leaf."""
+    found = _OLD_ATTENTION.match(name)
+    if not found:
+        return None
+    stem, projection = found["stem"], found["proj"]
+    if stem.endswith("self_attn"):  # a text encoder
+        module = f"{projection}_proj"
+    else:
+        module = "to_out.0" if projection == "out" else f"to_{projection}"
+    return Key(name, f"{stem}.{module}", found["end"], "diffusers-processor")

@@ -1,0 +1,80 @@
+"""Every name a layout's modules go by in adapter files.
+
+Takes a Layout; gives a NameTable that turns a stem into a module path. A kohya stem has lost its
+dots, so it is looked up among the layout's own names, never taken apart. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from loramux_store.formats.sgm import sgm_paths
+from loramux_store.layout import Layout
+
+__all__ = ["NameTable", "name_table", "strip_wrappers"]
+
+_WRAPPERS = ("base_model.model.", "model.")
+
+
+def strip_wrappers(stem: str) -> str:
+    """The stem without what trainers wrap around the model, each at most once."""
+    for wrapper in _WRAPPERS:
+        stem = stem.removeprefix(wrapper)
+    return stem if "." in stem else stem.rstrip("_")
+
+
+class NameTable:
+    """Names to module paths, for one layout."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._full: dict[str, str | None] = {}
+        self._bare: dict[str, dict[str, str | None]] = {name: {} for name in layout.components}
+        sgm = sgm_paths(
+            path.removeprefix("unet.") for path in layout.modules if path.startswith("unet.")
+        )
+        for path in layout.modules:
+            component, _, tail = path.partition(".")
+            for name in _tails(tail):
+                _add(self._full, f"{component}.{name}", path)
+                _add(self._bare[component], name, path)
+            if component == "unet":
+                self._add_unet(tail, sgm.get(tail), path)
+            else:
+                self._add_text_encoder(component, tail, path)
+
+    def path(self, stem: str, bare: str | None) -> str | None:
+        """The module of a stem; bare: the component that stems without a prefix belong to."""
+        return self._full.get(stem) or (self._bare[bare].get(stem) if bare else None)
+
+    def _add_unet(self, tail: str, sgm: str | None, path: str) -> None:
+        for name in filter(None, (tail, sgm)):
+            flat = name.replace(".", "_")
+            _add(self._full, f"lora_unet_{flat}", path)
+            _add(self._full, f"lycoris_{flat}", path)
+        if sgm:
+            _add(self._full, f"diffusion_model.{sgm}", path)
+
+    def _add_text_encoder(self, component: str, tail: str, path: str) -> None:
+        # kohya numbers the encoders only where there are two
+        both = "text_encoder_2" in self.layout.components
+        prefix = "lora_te2_" if component == "text_encoder_2" else f"lora_te{'1' if both else ''}_"
+        for name in _tails(tail):
+            _add(self._full, prefix + name.replace(".", "_"), path)
+
+
+def _tails(tail: str) -> tuple[str, ...]:
+    """transformers 5 builds a CLIP text encoder without its text_model wrapper."""
+    short = tail.removeprefix("text_model.")
+    return (tail,) if short == tail else (tail, short)
+
+
+def _add(table: dict[str, str | None], name: str, path: str) -> None:
+    # a name of two modules names neither
+    table[name] = path if table.get(name, path) == path else None
+
+
+@lru_cache(maxsize=32)
+def name_table(layout: Layout) -> NameTable:
+    """The table of a layout, built once."""
+    return NameTable(layout)

@@ -1,0 +1,184 @@
+"""PEFT's adapter_config.json: what it says about scales.
+
+Takes the text (an upload option, or what diffusers writes into a file's metadata); gives a
+PeftConfig that knows alpha for a module path, or InvalidArgument. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from loramux_store.errors import InvalidArgument, Refused
+
+__all__ = ["PeftConfig", "parse_config", "parse_metadata"]
+
+_MAX_TEXT = 4 << 20
+_FIELD = "options.peft_config"
+# Initialisations that also change the base weights: the adapter alone is not what was trained.
+_MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Fields that change what the tensors are applied to, or how.
+_REFUSED = ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters")
+_LITERAL = re.compile(r"\^?(?:[A-Za-z0-9_\-]|\\?\.)+\Z")
+# Characters, classes and alternatives with at most two open repeats: no pattern that backtracks
+# for longer than a module name is long, squared.
+_TAME = re.compile(r"\^?(?:[A-Za-z0-9_\-.|]|\\[.dw]|\[[A-Za-z0-9_\-.]+\]|[*+?])+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """PEFT matches `(.*\\.)?(key)$` and takes the first key in order."""
+
+    literal: Mapping[str, tuple[int, float]]
+    anchored: Mapping[str, tuple[int, float]]
+    regexes: tuple[tuple[int, re.Pattern[str], float], ...]
+
+    def get(self, path: str) -> float | None:
+        parts = path.split(".")
+        tails = (".".join(parts[at:]) for at in range(len(parts)))
+        found = [self.literal[tail] for tail in tails if tail in self.literal]
+        if path in self.anchored:
+            found.append(self.anchored[path])
+        found += [(order, value) for order, rule, value in self.regexes if rule.match(path)]
+        return min(found)[1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """rank and alpha of a module: patterns first, then the defaults."""
+
+    r: float | None
+    lora_alpha: float | None
+    use_rslora: bool
+    ranks: _Patterns
+    alphas: _Patterns
+    warnings: tuple[str, ...] = field(default=())
+
+    def alpha(self, path: str) -> float | None:
+        """Alpha of a module, by its path inside the component."""
+        found = self.alphas.get(path)
+        return self.lora_alpha if found is None else found
+
+    def rank(self, path: str) -> float | None:
+        """The rank the config claims for a module."""
+        found = self.ranks.get(path)
+        return self.r if found is None else found
+
+
+def parse_config(text: str) -> PeftConfig:
+    """An adapter_config.json."""
+    return _config(_load(text))
+
+
+def parse_metadata(text: str) -> dict[str, PeftConfig]:
+    """The `lora_adapter_metadata` of a file: one config a component, keys `unet.r` and so on."""
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in _load(text).items():
+        component, _, name = key.partition(".")
+        parts.setdefault(component, {})[name] = value
+    return {component: _config(body) for component, body in parts.items()}
+
+
+def _load(text: str) -> dict[str, Any]:
+    if len(text) > _MAX_TEXT:
+        raise InvalidArgument(_FIELD, f"{len(text)} characters", f"at most {_MAX_TEXT}")
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidArgument(_FIELD, text[:80], "a JSON object") from None
+    if not isinstance(body, dict):
+        raise InvalidArgument(_FIELD, text[:80], "a JSON object")
+    return cast(dict[str, Any], body)
+
+
+def _config(body: Mapping[str, Any]) -> PeftConfig:
+    _refuse_kinds(body)
+    warnings = () if not body.get("fan_in_fan_out") else ("fan_in_fan_out: has no effect here",)
+    return PeftConfig(
+        _number(body, "r"),
+        _number(body, "lora_alpha"),
+        _flag(body, "use_rslora"),
+        _patterns(body, "rank_pattern"),
+        _patterns(body, "alpha_pattern"),
+        warnings,
+    )
+
+
+def _refuse_kinds(body: Mapping[str, Any]) -> None:
+    kind = body.get("peft_type", "LORA")
+    if not isinstance(kind, str) or kind.upper() != "LORA":
+        raise _unsupported(str(kind).lower()[:40], "peft_type")
+    for name in _REFUSED:
+        if body.get(name):
+            raise _unsupported("dora" if name == "use_dora" else name, name)
+    start = body.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_MUTATING):
+        raise _unsupported(start.lower()[:40], "init_lora_weights")
+
+
+def _unsupported(kind: str, field: str) -> Refused:
+    return Refused(
+        f"unsupported_kind:{kind}",
+        f"adapter_config {field} says {kind}: it is not accepted yet",
+        {"key": field, "kind": kind},
+    )
+
+
+def _number(body: Mapping[str, Any], name: str) -> float | None:
+    value = body.get(name)
+    return None if value is None else _finite(name, value)
+
+
+def _finite(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidArgument(f"{_FIELD}.{name}", value, "a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidArgument(f"{_FIELD}.{name}", value, "a finite number")
+    return number
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if value not in (True, False, None):
+        raise InvalidArgument(f"{_FIELD}.{name}", value, "true or false")
+    return bool(value)
+
+
+def _patterns(body: Mapping[str, Any], name: str) -> _Patterns:
+    table = body.get(name) or {}
+    if not isinstance(table, dict):
+        raise InvalidArgument(f"{_FIELD}.{name}", table, "an object")
+    literal: dict[str, tuple[int, float]] = {}
+    anchored: dict[str, tuple[int, float]] = {}
+    regexes: list[tuple[int, re.Pattern[str], float]] = []
+    for order, (key, found) in enumerate(cast(dict[str, Any], table).items()):
+        value = _finite(f"{name}.{key}", found)
+        if _LITERAL.match(key):
+            plain = key.removeprefix("^").replace("\\", "")
+            target = anchored if key.startswith("^") else literal
+            target.setdefault(plain, (order, value))
+        else:
+            regexes.append((order, _regex(f"{name}.{key}", key), value))
+    if len(regexes) > 64:
+        raise InvalidArgument(f"{_FIELD}.{name}", f"{len(regexes)} patterns", "at most 64")
+    return _Patterns(literal, anchored, tuple(regexes))
+
+
+def _regex(field: str, key: str) -> re.Pattern[str]:
+    repeats = sum(key.count(sign) for sign in "*+?")
+    if len(key) > 256 or repeats > 2 or not _TAME.match(key):
+        raise InvalidArgument(
+            f"{_FIELD}.{field}", key, "names, '.', classes, and at most two of * + ?"
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except re.error:
+        raise InvalidArgument(f"{_FIELD}.{field}", key, "a regular expression") from None

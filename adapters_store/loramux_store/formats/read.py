@@ -1,0 +1,165 @@
+"""What is in a file: modules with their tensors, before any layout is considered.
+
+Takes a Container; gives Contents, or Refused for kinds and families not accepted, unknown keys and
+incomplete modules. Knows no layouts and reads no tensor values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from loramux_store.errors import Refused
+from loramux_store.formats.foreign import refuse_families, refuse_kinds, refuse_other_objects
+from loramux_store.formats.leaf import Key, split_key
+from loramux_store.formats.naming import strip_wrappers
+from loramux_store.header import Container, TensorEntry
+
+__all__ = ["MAX_RANK", "Contents", "RawModule", "read_contents"]
+
+MAX_RANK = 4096
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_FACTORS = ("down", "up", "mid")
+
+
+@dataclass(frozen=True, slots=True)
+class RawModule:
+    """One module's tensors by role (down, up, mid, alpha, scale)."""
+
+    stem: str
+    family: str
+    tensors: Mapping[str, TensorEntry]
+
+    @property
+    def rank(self) -> int:
+        """Rows of the down factor."""
+        return self.tensors["down"].shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The modules of a file, sorted: the order of keys in the file makes no difference."""
+
+    modules: tuple[RawModule, ...]
+    ignored: tuple[tuple[str, str], ...]
+    family: str
+
+
+def read_contents(container: Container) -> Contents:
+    """Name every tensor of the file, or refuse it."""
+    names = sorted(container.tensors)
+    ignored = [(name, why) for name in names if (why := _ignorable(name))]
+    passed = {name for name, _ in ignored}
+    split = {name: split_key(name) for name in names if name not in passed}
+    keys = [key for key in split.values() if key]
+    unknown = [name for name, key in split.items() if key is None]
+    refuse_families(names)
+    refuse_kinds(keys, container.tensors)
+    refuse_other_objects(container.tensors, unknown)
+    if unknown:
+        _refuse_unknown(unknown, anything_known=bool(keys))
+    if not keys:
+        raise Refused(
+            "unsupported_kind:embedding",
+            "bundled embeddings and no LoRA; embeddings are not accepted yet",
+            {"key": names[0]},
+        )
+    _check_infix(keys)
+    modules = [_module(stem, group, container) for stem, group in sorted(_group(keys).items())]
+    family = "+".join(sorted({module.family for module in modules}))
+    return Contents(tuple(modules), tuple(ignored), family)
+
+
+def _ignorable(name: str) -> str:
+    if name.startswith("bundle_emb."):
+        return "a bundled embedding; embeddings are not accepted yet"
+    if name.endswith(("position_ids", "position_ids.weight")):
+        return "a counter of the text encoder, no weight"
+    return ""
+
+
+def _refuse_unknown(unknown: list[str], anything_known: bool) -> None:
+    listed = ", ".join(repr(name[:120]) for name in unknown[:5])
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    raise Refused(
+        "unknown_keys" if anything_known else "family_unknown",
+        f"no known adapter format has {listed}{more}",
+        {"keys": listed, "key": unknown[0], "count": str(len(unknown))},
+    )
+
+
+def _check_infix(keys: Iterable[Key]) -> None:
+    infixes = sorted({key.infix for key in keys if key.family == "peft"})
+    if len(infixes) > 1:
+        raise Refused(
+            "multiple_adapters",
+            f"the file holds several PEFT adapters: {', '.join(map(repr, infixes[:5]))}",
+            {"names": ", ".join(infixes[:5])},
+        )
+
+
+def _group(keys: Iterable[Key]) -> dict[str, dict[str, Key]]:
+    groups: dict[str, dict[str, Key]] = {}
+    for key in keys:
+        group = groups.setdefault(strip_wrappers(key.stem), {})
+        other = group.setdefault(key.role, key)
+        if other is not key:
+            raise Refused(
+                "duplicate_module",
+                f"{key.name!r} and {other.name!r} are the same part of one module",
+                {"key": key.name, "other": other.name},
+            )
+    return groups
+
+
+def _module(stem: str, group: Mapping[str, Key], container: Container) -> RawModule:
+    for role in ("down", "up"):
+        if role not in group:
+            shown = next(iter(group.values())).name
+            raise Refused(
+                "incomplete_pair",
+                f"{stem!r} has {shown!r} but no {role} factor",
+                {"module": stem, "missing": role, "key": shown},
+            )
+    tensors = {role: container.tensors[key.name] for role, key in group.items()}
+    for role in _FACTORS:
+        if role in tensors:
+            _check_factor(stem, tensors[role])
+    _check_rank(stem, tensors)
+    family = next(key.family for key in group.values() if key.family)
+    return RawModule(stem, family, tensors)
+
+
+def _check_factor(stem: str, entry: TensorEntry) -> None:
+    if entry.dtype not in _FLOATS:
+        raise Refused(
+            "unsupported_dtype",
+            f"{entry.name!r} has dtype {entry.dtype}, expected one of {', '.join(sorted(_FLOATS))}",
+            {"module": stem, "key": entry.name, "dtype": entry.dtype},
+        )
+    if len(entry.shape) not in (2, 4):
+        raise Refused(
+            "shape_mismatch",
+            f"{entry.name!r} has shape {list(entry.shape)}, expected 2 or 4 dimensions",
+            {"module": stem, "key": entry.name, "got": str(list(entry.shape)), "expected": "2-D, 4-D"},
+        )
+
+
+def _check_rank(stem: str, tensors: Mapping[str, TensorEntry]) -> None:
+    down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
+    rank = down.shape[0]
+    ranks = [up.shape[1], *(mid.shape[:2] if mid else ())]
+    if rank < 1 or any(other != rank for other in ranks):
+        raise Refused(
+            "rank_mismatch",
+            f"{stem!r}: down factor {list(down.shape)} has rank {rank}, "
+            f"up factor {list(up.shape)} has rank {up.shape[1]}"
+            + (f", mid is {list(mid.shape)}" if mid else ""),
+            {"module": stem, "key": up.name, "expected": str(rank), "got": str(ranks)},
+        )
+    if rank > MAX_RANK:
+        raise Refused(
+            "rank_too_large",
+            f"{stem!r} has rank {rank}, allowed are {MAX_RANK}",
+            {"module": stem, "key": down.name, "got": str(rank), "limit": str(MAX_RANK)},
+        )

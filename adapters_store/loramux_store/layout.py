@@ -1,0 +1,99 @@
+"""Layouts: what an adapter must fit.
+
+Takes module tables (path, kind, weight shape); gives a Layout with a digest and a JSON form, and
+the known layouts by name. Knows no tensors and no catalog.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+from loramux_store import architecture
+from loramux_store.errors import InvalidArgument
+
+__all__ = ["COMPONENTS", "KNOWN_NAMES", "Layout", "ModuleSpec", "known_layout", "known_layouts"]
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+KNOWN_NAMES = ("sd1", "sd2", "sdxl")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSpec:
+    """One adaptable module: weight shape (o, i) of a linear, (o, i, kh, kw) of a conv2d."""
+
+    kind: Literal["linear", "conv2d"]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that does not belong to the kind."""
+        ndim = {"linear": 2, "conv2d": 4}.get(self.kind)
+        if ndim != len(self.shape) or any(size < 1 for size in self.shape):
+            raise InvalidArgument("module", (self.kind, self.shape), "linear (o,i), conv2d 4-D")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A base's adaptable modules, by path (`unet.…`, `text_encoder.…`, `text_encoder_2.…`)."""
+
+    name: str
+    modules: Mapping[str, ModuleSpec]
+
+    def __post_init__(self) -> None:
+        """Freeze the table and check the paths."""
+        for path in self.modules:
+            if path.partition(".")[0] not in COMPONENTS:
+                raise InvalidArgument("module", path, f"a path under one of {COMPONENTS}")
+        object.__setattr__(self, "modules", MappingProxyType(dict(sorted(self.modules.items()))))
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 of the sorted (path, kind, shape); the name is not part of it."""
+        rows = [[path, spec.kind, list(spec.shape)] for path, spec in self.modules.items()]
+        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+    @cached_property
+    def components(self) -> tuple[str, ...]:
+        """The components that have modules here."""
+        present = {path.partition(".")[0] for path in self.modules}
+        return tuple(name for name in COMPONENTS if name in present)
+
+    def __hash__(self) -> int:
+        """By content, like equality."""
+        return hash((self.name, self.digest))
+
+    def to_json(self) -> str:
+        """The whole layout as JSON."""
+        table = {path: [spec.kind, *spec.shape] for path, spec in self.modules.items()}
+        return json.dumps({"name": self.name, "modules": table}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """The inverse of to_json."""
+        body = cast(dict[str, Any], json.loads(text))
+        table = cast(dict[str, list[Any]], body["modules"])
+        modules = {path: ModuleSpec(row[0], tuple(row[1:])) for path, row in table.items()}
+        return cls(str(body["name"]), modules)
+
+
+@cache
+def known_layout(name: str) -> Layout:
+    """A layout of KNOWN_NAMES."""
+    table = architecture.modules(name)
+    return Layout(
+        name,
+        {
+            path: ModuleSpec("linear" if len(shape) == 2 else "conv2d", shape)
+            for path, shape in table.items()
+        },
+    )
+
+
+def known_layouts() -> tuple[Layout, ...]:
+    """All layouts known without being told."""
+    return tuple(known_layout(name) for name in KNOWN_NAMES)

@@ -1,0 +1,147 @@
+"""The values the store takes and gives: specs, records, reports.
+
+Takes nothing; gives frozen dataclasses. Knows no SQL, no files, no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, Literal, TypeVar
+
+__all__ = [
+    "AcceptReport",
+    "AdapterRecord",
+    "InterpretOptions",
+    "MatchedModule",
+    "Page",
+    "Published",
+    "StoreStats",
+    "UploadSpec",
+    "VersionRecord",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class InterpretOptions:
+    """How bytes are interpreted; part of a version's digest.
+
+    peft_config: the text of a PEFT adapter_config.json, for files that do not carry it.
+    alpha: alpha for modules whose file says none.
+    """
+
+    peft_config: str | None = None
+    alpha: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSpec:
+    """What an upload announces, before any byte of it.
+
+    size_bytes, sha256: checked when given. layout: name or digest, settles what the shapes leave
+    open. Fields left empty keep what an existing adapter of that name has.
+    """
+
+    name: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+    layout: str | None = None
+    options: InterpretOptions = field(default_factory=InterpretOptions)
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    default_weight: float | None = None
+    trigger_words: tuple[str, ...] = ()
+    description: str = ""
+    validate_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedModule:
+    """One module the file touches; scale is what B A is multiplied by."""
+
+    module: str
+    kind: Literal["linear", "conv2d"]
+    rank: int
+    alpha: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptReport:
+    """What was found in a file. A warning is `code: text`."""
+
+    layout_name: str
+    layout_digest: str
+    evidence: tuple[str, ...]
+    family: str
+    matched: tuple[MatchedModule, ...]
+    ignored: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One immutable version."""
+
+    adapter: str
+    number: int
+    digest: str
+    blob_digest: str
+    size_bytes: int
+    kind: str
+    layout_name: str
+    layout_digest: str
+    rank: int
+    ranks: Mapping[str, int]
+    create_time: datetime
+    report: AcceptReport
+    options: InterpretOptions = field(default_factory=InterpretOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """One name on the shelf."""
+
+    name: str
+    latest_version: VersionRecord
+    labels: Mapping[str, str]
+    default_weight: float | None
+    trigger_words: tuple[str, ...]
+    description: str
+    create_time: datetime
+    update_time: datetime
+    delete_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of an upload.
+
+    version is None after validate_only; created is False when the latest version already had
+    these bytes, options and layout.
+    """
+
+    version: VersionRecord | None
+    report: AcceptReport
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing; an empty token means that it was the last."""
+
+    items: tuple[T, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Counts of what is listed, bytes of the blobs, and what the disk has left."""
+
+    adapters: int
+    versions: int
+    blobs: int
+    bytes: int
+    free_bytes: int

@@ -1,0 +1,113 @@
+"""The catalog's tables, its connections and its migrations.
+
+Takes a path; gives an Engine with SQLite's settings on every connection and the schema brought up
+to date. Knows no records.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+
+from loramux_store.errors import SchemaTooNew
+
+__all__ = ["adapters", "blobs", "layouts", "migrate", "open_engine", "versions"]
+
+_METADATA = sa.MetaData()
+_BUSY_MS = 5000
+
+layouts = sa.Table(
+    "layouts",
+    _METADATA,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text),
+    sa.Column("body", sa.Text),
+    sa.Column("create_us", sa.Integer),
+)
+blobs = sa.Table(
+    "blobs",
+    _METADATA,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("size_bytes", sa.Integer),
+    sa.Column("create_us", sa.Integer),
+)
+adapters = sa.Table(
+    "adapters",
+    _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text),
+    sa.Column("labels", sa.Text),
+    sa.Column("default_weight", sa.REAL),
+    sa.Column("trigger_words", sa.Text),
+    sa.Column("description", sa.Text),
+    sa.Column("latest", sa.Integer),
+    sa.Column("create_us", sa.Integer),
+    sa.Column("update_us", sa.Integer),
+    sa.Column("delete_us", sa.Integer),
+)
+versions = sa.Table(
+    "versions",
+    _METADATA,
+    sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.Text),
+    sa.Column("blob_digest", sa.Text, sa.ForeignKey("blobs.digest")),
+    sa.Column("layout_digest", sa.Text, sa.ForeignKey("layouts.digest")),
+    sa.Column("kind", sa.Text),
+    sa.Column("options", sa.Text),
+    sa.Column("report", sa.Text),
+    sa.Column("create_us", sa.Integer),
+)
+
+
+def open_engine(path: Path) -> sa.Engine:
+    """An engine whose connections begin transactions by our word, not the driver's."""
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)), connect_args={"check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout = {_BUSY_MS}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        # A writer that begins as a reader can fail half way with SQLITE_BUSY.
+        mode = "IMMEDIATE" if connection.get_execution_options().get("write") else "DEFERRED"
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the schema up to date in one transaction; refuse one from the future."""
+    config = Config()
+    config.set_main_option("script_location", "loramux_store:migrations")
+    scripts = ScriptDirectory(str(Path(__file__).parent / "migrations"))
+    known = [script.revision for script in scripts.walk_revisions()]
+    with engine.connect().execution_options(write=True) as connection, connection.begin():
+        found = MigrationContext.configure(connection).get_current_revision()
+        if found is not None and found not in known:
+            raise SchemaTooNew(found, known[0])
+        if found == known[0]:
+            return
+        config.attributes["connection"] = connection
+        with warnings.catch_warnings():
+            # alembic warns of options that only an alembic.ini has
+            warnings.simplefilter("ignore", DeprecationWarning)
+            command.upgrade(config, "head")

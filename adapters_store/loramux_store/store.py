@@ -1,0 +1,246 @@
+"""The store: adapters come in as files and are kept, listed and handed out.
+
+Takes upload specs, bytes and names; gives records, reports and paths, never live tensors.
+Synchronous and thread-safe. Knows no server, no gRPC and no kernels.
+
+The way of an upload, each step durable before the next: part file -> container check -> layout and
+scales -> compiled file -> blob -> catalog row. A crash leaves the version whole, or leftovers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from loramux_store.blobs import READ_CHUNK, Shelf
+from loramux_store.catalog import Catalog, NewVersion
+from loramux_store.compiled_file import is_current
+from loramux_store.disk import Disk, free_bytes, refuse_network
+from loramux_store.errors import Closed, InvalidArgument, NotFound
+from loramux_store.formats.plan import Plan, make_plan
+from loramux_store.header import read_container
+from loramux_store.layout import KNOWN_NAMES, Layout, known_layout, known_layouts
+from loramux_store.names import check_name, parse_ref
+from loramux_store.paging import check_page_size, read_token, write_token
+from loramux_store.record import (
+    AdapterRecord,
+    Page,
+    Published,
+    StoreStats,
+    UploadSpec,
+    VersionRecord,
+)
+from loramux_store.report_json import options_to_json, report_to_json, version_digest
+from loramux_store.sniff import MAX_FILE
+from loramux_store.upload import Upload, check_spec
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+_PART_MAX_AGE_S = 24 * 3600.0
+
+
+class Store:
+    """An open store. Use `Store.open`."""
+
+    def __init__(self, shelf: Shelf, catalog: Catalog, max_file_bytes: int) -> None:
+        self._shelf = shelf
+        self._catalog = catalog
+        self._max_file_bytes = max_file_bytes
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        max_file_bytes: int = MAX_FILE,
+        part_max_age_s: float = _PART_MAX_AGE_S,
+        disk: Disk | None = None,
+    ) -> Store:
+        """Open or create the store in a folder of a local disk."""
+        shelf = Shelf(Path(root).absolute(), disk or Disk())
+        shelf.prepare()
+        refuse_network(shelf.root)
+        catalog = Catalog(shelf.root / "catalog.sqlite3")
+        shelf.expire_parts(part_max_age_s)
+        return cls(shelf, catalog, max_file_bytes)
+
+    def close(self) -> None:
+        """Close the catalog; later calls raise Closed."""
+        if not self._closed:
+            self._closed = True
+            self._catalog.close()
+
+    def __enter__(self) -> Store:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    # -- layouts -----------------------------------------------------------------------------
+
+    def register_layout(self, layout: Layout) -> None:
+        """Make a base's layout known, now and after a restart."""
+        if layout.name in KNOWN_NAMES and layout.digest != known_layout(layout.name).digest:
+            raise InvalidArgument("layout.name", layout.name, "a name not of a known layout")
+        self._open_catalog().add_layout(layout)
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """Every layout there is: the known ones, then those registered, the newest first."""
+        known = {layout.digest: layout for layout in known_layouts()}
+        more = self._open_catalog().layouts()
+        return (*known.values(), *(layout for layout in more if layout.digest not in known))
+
+    def layout(self, name_or_digest: str) -> Layout:
+        """A layout by its name or digest."""
+        for layout in self.layouts():
+            if name_or_digest in (layout.name, layout.digest):
+                return layout
+        names = ", ".join(sorted({layout.name for layout in self.layouts()}))
+        raise InvalidArgument("layout", name_or_digest, f"one of {names}, or a layout's digest")
+
+    # -- uploads -----------------------------------------------------------------------------
+
+    def begin_upload(self, spec: UploadSpec) -> Upload:
+        """Check the spec and open a part file."""
+        self._open_catalog()
+        spec = check_spec(spec)
+        if spec.layout is not None:
+            self.layout(spec.layout)
+        return Upload(
+            spec, self._shelf.new_part(), self._shelf.disk, self._max_file_bytes, self._finish
+        )
+
+    def publish(self, path: Path, spec: UploadSpec) -> Published:
+        """Upload a local file, which stays where it is."""
+        with Path(path).open("rb") as source, self.begin_upload(spec) as upload:
+            while chunk := source.read(READ_CHUNK):
+                upload.write(chunk)
+            return upload.commit()
+
+    def _finish(self, upload: Upload) -> Published:
+        spec = upload.spec
+        plan = self._plan(upload.part, spec)
+        if spec.validate_only:
+            warnings = _convert(plan, len)
+            return Published(None, _warned(plan, warnings).report, created=False)
+        digest = version_digest(upload.sha256, spec.options)
+        compiled = self._shelf.new_part()
+        try:
+            plan = _warned(plan, self._write_compiled(plan, compiled))
+            self._shelf.disk.sync(upload.handle)
+            self._shelf.disk.publish(upload.part, self._shelf.blob(upload.sha256))
+            target = self._shelf.compiled_file(plan.layout.digest, digest)
+            self._shelf.disk.publish(compiled, target)
+        finally:
+            self._shelf.disk.remove(compiled)
+        new = NewVersion(
+            digest=digest,
+            blob_digest=upload.sha256,
+            size_bytes=upload.received,
+            layout=plan.layout,
+            kind="lora",
+            options=options_to_json(spec.options),
+            report=report_to_json(plan.report),
+        )
+        version, created = self._open_catalog().add_version(spec, new)
+        return Published(version, plan.report, created)
+
+    def _plan(self, path: Path, spec: UploadSpec) -> Plan:
+        container = read_container(path, self._max_file_bytes)
+        wanted = self.layout(spec.layout) if spec.layout is not None else None
+        return make_plan(container, spec.options, self.layouts(), wanted)
+
+    def _write_compiled(self, plan: Plan, part: Path) -> tuple[str, ...]:
+        disk = self._shelf.disk
+        with disk.create(part) as handle:
+            warnings = _convert(plan, lambda data: disk.write(handle, data))
+            disk.sync(handle)
+        return warnings
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def resolve(self, ref: str) -> VersionRecord:
+        """The version that `name` or `name@3` means now."""
+        parsed = parse_ref(ref)
+        if parsed.alias is not None:
+            raise NotFound(ref, f"{ref!r}: there are no aliases yet; use a version number")
+        return self._open_catalog().version(parsed)
+
+    def get_adapter(self, name: str) -> AdapterRecord:
+        """An adapter that is not deleted."""
+        return self._open_catalog().adapter(check_name(name))
+
+    def list_adapters(self, page_size: int, page_token: str = "") -> Page[AdapterRecord]:
+        """Adapters by name."""
+        size = check_page_size(page_size)
+        after = read_token(page_token, "adapters", str) or ""
+        rows = self._open_catalog().adapters(size + 1, after)
+        return _page(rows, size, "adapters", lambda record: record.name)
+
+    def list_versions(
+        self, name: str, page_size: int, page_token: str = ""
+    ) -> Page[VersionRecord]:
+        """Versions of an adapter, the newest first."""
+        size = check_page_size(page_size)
+        listing = f"versions of {check_name(name)}"
+        below = read_token(page_token, listing, int)
+        rows = self._open_catalog().versions(name, size + 1, below)
+        return _page(rows, size, listing, lambda record: record.number)
+
+    def delete_adapter(self, name: str) -> AdapterRecord:
+        """Hide an adapter. Running images keep its version; an upload brings the name back."""
+        return self._open_catalog().delete(check_name(name))
+
+    def stats(self) -> StoreStats:
+        """Counts and sizes."""
+        adapters, versions, blobs, size = self._open_catalog().counts()
+        return StoreStats(adapters, versions, blobs, size, free_bytes(self._shelf.root))
+
+    def compiled(self, version: VersionRecord) -> Path:
+        """The compiled file of a version; made again from the blob if it is not as it should be."""
+        path = self._shelf.compiled_file(version.layout_digest, version.digest)
+        if is_current(path, version.ranks):
+            return path
+        layout = self.layout(version.layout_digest)
+        blob = self._shelf.verified_blob(version.blob_digest)
+        container = read_container(blob, max(self._max_file_bytes, version.size_bytes))
+        plan = make_plan(container, version.options, [layout], layout)
+        part = self._shelf.new_part()
+        try:
+            self._write_compiled(plan, part)
+            self._shelf.disk.publish(part, path)
+        finally:
+            self._shelf.disk.remove(part)
+        return path
+
+    def _open_catalog(self) -> Catalog:
+        if self._closed:
+            raise Closed("the store is closed")
+        return self._catalog
+
+
+def _convert(plan: Plan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:
+    # here, not above: whoever only lists adapters does not pay for importing torch
+    from loramux_store.formats.convert import convert
+
+    return convert(plan, sink)
+
+
+def _warned(plan: Plan, warnings: tuple[str, ...]) -> Plan:
+    report = replace(plan.report, warnings=(*plan.report.warnings, *warnings))
+    return replace(plan, report=report)
+
+
+def _page(rows: list[T], size: int, listing: str, key: Callable[[T], str | int]) -> Page[T]:
+    token = write_token(listing, key(rows[size - 1])) if len(rows) > size else ""
+    return Page(tuple(rows[:size]), token)

@@ -1,0 +1,158 @@
+"""The asyncio client.
+
+Takes: a server's address, and plain values to ask with. Gives: plain values, or an error of the
+tree in errors.py. Does not know what a message looks like or what a call is called. client.py is
+its sync twin: the same methods, awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from os import PathLike
+from types import TracebackType
+from typing import Unpack
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+
+from loramux.v1 import adapter_service_pb2, generation_service_pb2
+from loramux_client import adapter_messages, picture_messages, rpcs, shelf
+from loramux_client.adapter_messages import Item, Page
+from loramux_client.channel import DEFAULT_TIMEOUT, channel_options
+from loramux_client.client import Client
+from loramux_client.pictures import Asking, Event, Generation
+from loramux_client.rpcs import Out, Req, Res, Rpc
+from loramux_client.server_info import Health, ServerInfo
+from loramux_client.status import translated
+
+
+class AsyncClient:
+    """Talks to one server from one event loop; an async context manager, made inside that loop.
+
+    timeout: seconds for each call, None for no limit; every method may be given its own.
+    credentials: for TLS; without, the connection is plain. Cancelling a task cancels its call.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        options = channel_options(target)
+        self.target = target
+        self._timeout = timeout
+        self._credentials = credentials
+        self._channel = (
+            grpc.aio.insecure_channel(target, options)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options)
+        )
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection and every call on it."""
+        await self._channel.close()
+
+    async def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
+        """Draws, and returns when all pictures are there. `Asking` says what may be asked."""
+        request = picture_messages.generate_request(prompt, **asking)
+        return await self._ask(rpcs.GENERATE, request, timeout)
+
+    def stream(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> AsyncGenerator[Event]:
+        """Draws, and tells what happens as it happens. Closing the iterator cancels the request."""
+        request = picture_messages.generate_request(prompt, **asking)
+        return self._events(rpcs.GENERATE_STREAM, request, timeout)
+
+    async def upload(
+        self,
+        content: str | PathLike[str] | bytes,
+        name: str | None = None,
+        *,
+        progress: shelf.Progress | None = None,
+        timeout: float | None = None,
+        **options: Unpack[shelf.UploadOptions],
+    ) -> shelf.Upload:
+        """Puts a safetensors file on the shelf; without a name, the file's own is made valid.
+
+        progress is called from another thread.
+        """
+        # grpc.aio loses the server's answer where that comes before the last chunk (grpc#36066), and
+        # files are read off the loop anyway: so the sync client sends, in a thread. Leaving the
+        # block, for example because the task is cancelled, ends the call.
+        with Client(self.target, timeout=self._timeout, credentials=self._credentials) as client:
+            return await asyncio.to_thread(client.upload, content, name, progress=progress, timeout=timeout, **options)
+
+    def list_adapters(self, *, timeout: float | None = None) -> AsyncIterator[shelf.Adapter]:
+        """All adapters in the order of their names; pages are fetched as they are reached."""
+        request = adapter_service_pb2.ListAdaptersRequest()
+        return self._pages(rpcs.LIST_ADAPTERS, request, timeout)
+
+    async def get_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
+        """One adapter."""
+        request = adapter_messages.get_adapter_request(name)
+        return await self._ask(rpcs.GET_ADAPTER, request, timeout)
+
+    def list_versions(self, name: str, *, timeout: float | None = None) -> AsyncIterator[shelf.AdapterVersion]:
+        """All versions of an adapter, newest first; pages as for list_adapters."""
+        request = adapter_messages.list_versions_request(name)
+        return self._pages(rpcs.LIST_VERSIONS, request, timeout)
+
+    async def delete_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
+        """Takes an adapter off the shelf; pictures being drawn keep it."""
+        request = adapter_messages.delete_adapter_request(name)
+        return await self._ask(rpcs.DELETE_ADAPTER, request, timeout)
+
+    async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What the server is and can do."""
+        request = generation_service_pb2.GetServerInfoRequest()
+        return await self._ask(rpcs.GET_SERVER_INFO, request, timeout)
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> Health:
+        """How a service feels; without a name, the whole server."""
+        return await self._ask(rpcs.CHECK_HEALTH, StringValue(value=service), timeout)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    async def _ask(self, rpc: Rpc[Req, Res, Out], request: Req, timeout: float | None) -> Out:
+        with translated(self.target):
+            method = self._channel.unary_unary(rpc.path, rpc.encode, rpc.decode)
+            call = method(request, timeout=self._limit(timeout))
+            try:
+                answer = await call
+            finally:
+                call.cancel()  # an abandoned call is never collected (grpc#43462)
+        return rpc.read(answer)
+
+    async def _events(self, rpc: Rpc[Req, Res, Out | None], request: Req, timeout: float | None) -> AsyncGenerator[Out]:
+        with translated(self.target):
+            method = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
+            call = method(request, timeout=self._limit(timeout))
+            try:
+                async for message in call:
+                    if (event := rpc.read(message)) is not None:
+                        yield event
+            finally:
+                call.cancel()
+
+    async def _pages(self, rpc: Rpc[Req, Res, Page[Item]], request: Req, timeout: float | None) -> AsyncIterator[Item]:
+        while True:
+            page = await self._ask(rpc, request, timeout)
+            for item in page.items:
+                yield item
+            if not page.next_token:
+                return
+            request = page.after(request)

@@ -1,0 +1,165 @@
+"""The sync client.
+
+Takes: a server's address, and plain values to ask with. Gives: plain values, or an error of the
+tree in errors.py. Does not know what a message looks like (the *_messages.py do) or what a call is
+called (rpcs.py does). aio.py is its asyncio twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from os import PathLike
+from types import TracebackType
+from typing import Unpack
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+
+from loramux.v1 import adapter_service_pb2, generation_service_pb2
+from loramux_client import adapter_messages, picture_messages, rpcs, shelf
+from loramux_client.adapter_messages import Item, Page
+from loramux_client.channel import DEFAULT_TIMEOUT, channel_options
+from loramux_client.pictures import Asking, Event, Generation
+from loramux_client.rpcs import Out, Req, Res, Rpc
+from loramux_client.server_info import Health, ServerInfo
+from loramux_client.status import translated
+from loramux_client.upload_source import Outgoing, open_source
+
+
+class Client:
+    """Talks to one server; a context manager, safe to use from several threads.
+
+    timeout: seconds for each call, None for no limit; every method may be given its own.
+    credentials: for TLS; without, the connection is plain.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        options = channel_options(target)
+        self.target = target
+        self._timeout = timeout
+        self._channel = (
+            grpc.insecure_channel(target, options)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options)
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and every call on it."""
+        self._channel.close()
+
+    def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
+        """Draws, and returns when all pictures are there. `Asking` says what may be asked."""
+        request = picture_messages.generate_request(prompt, **asking)
+        return self._ask(rpcs.GENERATE, request, timeout)
+
+    def stream(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generator[Event]:
+        """Draws, and tells what happens as it happens. Closing the iterator cancels the request."""
+        request = picture_messages.generate_request(prompt, **asking)
+        return self._events(rpcs.GENERATE_STREAM, request, timeout)
+
+    def upload(
+        self,
+        content: str | PathLike[str] | bytes,
+        name: str | None = None,
+        *,
+        progress: shelf.Progress | None = None,
+        timeout: float | None = None,
+        **options: Unpack[shelf.UploadOptions],
+    ) -> shelf.Upload:
+        """Puts a safetensors file on the shelf; without a name, the file's own is made valid.
+
+        progress is called from another thread.
+        """
+        name, source = shelf.upload_name(content, name), open_source(content)
+        messages = adapter_messages.upload_messages(source, name, **options)
+        outgoing = Outgoing(messages, source.size, progress)
+        with translated(self.target):
+            method = self._channel.stream_unary(
+                rpcs.UPLOAD_ADAPTER.path, rpcs.UPLOAD_ADAPTER.encode, rpcs.UPLOAD_ADAPTER.decode
+            )
+            call = method.future(iter(outgoing), self._limit(timeout))
+            try:
+                answer = call.result()
+            finally:
+                call.cancel()
+                outgoing.raise_failure()
+        return rpcs.UPLOAD_ADAPTER.read(answer)
+
+    def list_adapters(self, *, timeout: float | None = None) -> Iterator[shelf.Adapter]:
+        """All adapters in the order of their names; pages are fetched as they are reached."""
+        request = adapter_service_pb2.ListAdaptersRequest()
+        return self._pages(rpcs.LIST_ADAPTERS, request, timeout)
+
+    def get_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
+        """One adapter."""
+        request = adapter_messages.get_adapter_request(name)
+        return self._ask(rpcs.GET_ADAPTER, request, timeout)
+
+    def list_versions(self, name: str, *, timeout: float | None = None) -> Iterator[shelf.AdapterVersion]:
+        """All versions of an adapter, newest first; pages as for list_adapters."""
+        request = adapter_messages.list_versions_request(name)
+        return self._pages(rpcs.LIST_VERSIONS, request, timeout)
+
+    def delete_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
+        """Takes an adapter off the shelf; pictures being drawn keep it."""
+        request = adapter_messages.delete_adapter_request(name)
+        return self._ask(rpcs.DELETE_ADAPTER, request, timeout)
+
+    def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What the server is and can do."""
+        request = generation_service_pb2.GetServerInfoRequest()
+        return self._ask(rpcs.GET_SERVER_INFO, request, timeout)
+
+    def health(self, service: str = "", *, timeout: float | None = None) -> Health:
+        """How a service feels; without a name, the whole server."""
+        return self._ask(rpcs.CHECK_HEALTH, StringValue(value=service), timeout)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    def _ask(self, rpc: Rpc[Req, Res, Out], request: Req, timeout: float | None) -> Out:
+        with translated(self.target):
+            method = self._channel.unary_unary(rpc.path, rpc.encode, rpc.decode)
+            # A future, so that Ctrl-C while waiting cancels the call on the server too.
+            call = method.future(request, self._limit(timeout))
+            try:
+                answer = call.result()
+            finally:
+                call.cancel()
+        return rpc.read(answer)
+
+    def _events(self, rpc: Rpc[Req, Res, Out | None], request: Req, timeout: float | None) -> Generator[Out]:
+        with translated(self.target):
+            method = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
+            call = method(request, self._limit(timeout))
+            try:
+                for message in call:
+                    if (event := rpc.read(message)) is not None:
+                        yield event
+            finally:
+                call.cancel()
+
+    def _pages(self, rpc: Rpc[Req, Res, Page[Item]], request: Req, timeout: float | None) -> Iterator[Item]:
+        while True:
+            page = self._ask(rpc, request, timeout)
+            yield from page.items
+            if not page.next_token:
+                return
+            request = page.after(request)

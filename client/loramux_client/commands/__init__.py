@@ -1,0 +1,1 @@
+"""The commands of `loramux`, one file for each family. They print; the client does the work."""

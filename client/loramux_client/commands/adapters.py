@@ -1,0 +1,205 @@
+"""`loramux adapters ...`: the shelf from the command line.
+
+Takes: names and files. Gives: tables, reports, JSON. Does not know how the server is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter, Token
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+
+from loramux_client import shelf, terminal
+from loramux_client.commands.server import Json, Server, connect
+
+SHOWN_IGNORED = 5
+"""Ignored keys listed one by one; a file of another trainer can have hundreds."""
+
+adapters = App(name="adapters", help="Put adapters on the shelf, look at them, take them off.")
+
+Name = Annotated[str, Parameter(help="Name of the adapter.")]
+File = Annotated[Path, Parameter(help="A safetensors file.")]
+Layout = Annotated[str | None, Parameter(help="Layout it is for; only needed where shapes fit several.")]
+PeftConfig = Annotated[Path | None, Parameter(help="The adapter_config.json that belongs to it.")]
+Alpha = Annotated[float | None, Parameter(help="Alpha of modules for which the file gives none.")]
+
+
+def _labels(_: type[Any], tokens: Sequence[Token]) -> list[tuple[str, str]]:
+    return [_label(token.value) for token in tokens]
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"label {text!r} is not KEY=VALUE")
+    return key, value
+
+
+@adapters.command
+def push(
+    file: File,
+    /,
+    *,
+    name: Annotated[str | None, Parameter(help="Default: the file's name, made valid.")] = None,
+    default_weight: float | None = None,
+    trigger: Annotated[list[str] | None, Parameter(negative="", help="A word that brings it out; repeatable.")] = None,
+    label: Annotated[
+        list[tuple[str, str]] | None,
+        Parameter(
+            converter=_labels,
+            n_tokens=1,
+            accepts_keys=False,
+            negative="",
+            metavar="KEY=VALUE",
+            help="A note; repeatable.",
+        ),
+    ] = None,
+    description: str | None = None,
+    layout: Layout = None,
+    peft_config: PeftConfig = None,
+    alpha: Alpha = None,
+    server: Server = None,
+) -> None:
+    """Upload a file as a new version of an adapter."""
+    options = _options(
+        default_weight=default_weight,
+        trigger_words=trigger,
+        labels=None if label is None else dict(label),
+        description=description,
+        layout=layout,
+        peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
+        alpha=alpha,
+    )
+    uploaded = _upload(server, file, name, options)
+    if (version := uploaded.version) is not None:
+        news = "pushed" if uploaded.created else "already there:"
+        digest = terminal.short(version.digest)
+        terminal.say(f"{news} {version.adapter}@{version.number} ({digest})")
+    _say_report(uploaded.report)
+
+
+@adapters.command
+def check(
+    file: File,
+    /,
+    *,
+    layout: Layout = None,
+    peft_config: PeftConfig = None,
+    alpha: Alpha = None,
+    server: Server = None,
+) -> None:
+    """Ask the server whether it would take a file, and what it would make of it."""
+    options = _options(
+        validate_only=True,
+        layout=layout,
+        peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
+        alpha=alpha,
+    )
+    uploaded = _upload(server, file, "check", options)
+    terminal.say(f"{file} would be accepted")
+    _say_report(uploaded.report)
+
+
+@adapters.command(name="list")
+def list_(*, server: Server = None, json: Json = False) -> None:
+    """List all adapters."""
+    with connect(server) as client:
+        found = list(client.list_adapters())
+    if json:
+        terminal.say_json(found)
+        return
+    columns = ("name", "version", "rank", "layout", "size", "weight", "trigger words", "digest")
+    terminal.say_table(columns, map(_row, found))
+
+
+@adapters.command
+def show(name: Name, /, *, server: Server = None, json: Json = False) -> None:
+    """Show one adapter and its versions."""
+    with connect(server) as client:
+        found, versions = client.get_adapter(name), list(client.list_versions(name))
+    if json:
+        terminal.say_json({"adapter": found, "versions": versions})
+        return
+    terminal.say(f"{found.name}: {found.description}" if found.description else found.name)
+    terminal.say(f"default weight  {_weight(found)}")
+    terminal.say(f"trigger words   {', '.join(found.trigger_words) or '-'}")
+    notes = ", ".join(f"{key}={value}" for key, value in sorted(found.labels.items()))
+    terminal.say(f"labels          {notes or '-'}")
+    columns = ("version", "rank", "kind", "layout", "size", "created", "digest", "blob")
+    terminal.say_table(columns, map(_version_row, versions))
+
+
+@adapters.command
+def rm(name: Name, /, *, server: Server = None) -> None:
+    """Take an adapter off the shelf. Pictures being drawn keep it."""
+    with connect(server) as client:
+        client.delete_adapter(name)
+    terminal.say(f"removed {name}")
+
+
+def _options(**said: Any) -> shelf.UploadOptions:
+    return shelf.UploadOptions(**{k: v for k, v in said.items() if v is not None})  # pyright: ignore[reportArgumentType]
+
+
+def _upload(server: str | None, file: Path, name: str | None, options: shelf.UploadOptions) -> shelf.Upload:
+    with connect(server) as client, _bar(file) as progress:
+        return client.upload(file, name, progress=progress, **options)
+
+
+@contextmanager
+def _bar(file: Path) -> Generator[shelf.Progress]:
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with terminal.progress(*columns) as bars:
+        task = bars.add_task(terminal.plain(file.name), total=None)
+        yield lambda sent, total: bars.update(task, completed=sent, total=total)
+
+
+def _say_report(report: shelf.AcceptReport) -> None:
+    ranks = sorted({module.rank for module in report.matched})
+    span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
+    terminal.say(f"  {report.family}, layout {report.layout or 'unknown'}")
+    terminal.say(f"  acts on {len(report.matched)} modules, rank {span or '-'}")
+    for evidence in report.evidence:
+        terminal.say(f"  because {evidence}")
+    for key in report.ignored[:SHOWN_IGNORED]:
+        terminal.say(f"  ignored {key.key}: {key.reason}")
+    if (more := len(report.ignored) - SHOWN_IGNORED) > 0:
+        terminal.say(f"  ignored {more} more tensors")
+    for warning in report.warnings:
+        terminal.complain(f"  warning: {warning}")
+
+
+def _weight(adapter: shelf.Adapter) -> str:
+    return "1" if adapter.default_weight is None else f"{adapter.default_weight:g}"
+
+
+def _row(adapter: shelf.Adapter) -> tuple[str, ...]:
+    version = adapter.latest_version
+    return (
+        adapter.name,
+        str(version.number),
+        str(version.rank),
+        version.layout,
+        terminal.size(version.size_bytes),
+        _weight(adapter),
+        ", ".join(adapter.trigger_words),
+        terminal.short(version.digest),
+    )
+
+
+def _version_row(version: shelf.AdapterVersion) -> tuple[str, ...]:
+    created = version.create_time
+    return (
+        str(version.number),
+        str(version.rank),
+        version.kind,
+        version.layout,
+        terminal.size(version.size_bytes),
+        "-" if created is None else created.strftime("%Y-%m-%d %H:%M UTC"),
+        terminal.short(version.digest),
+        terminal.short(version.blob_digest),
+    )

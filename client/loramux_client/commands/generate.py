@@ -1,0 +1,131 @@
+"""`loramux generate`.
+
+Takes: a prompt and options. Gives: picture files, and a line that says what was applied. Does not
+know how the server is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loramux_client import terminal
+from loramux_client.commands.server import Server, connect
+from loramux_client.pictures import (
+    Applied,
+    Asking,
+    Done,
+    Event,
+    ImageReady,
+    Queued,
+    Sampler,
+    Started,
+    Step,
+    Use,
+)
+
+
+def _uses(_: type[Any], tokens: Sequence[Token]) -> list[Use]:
+    return [Use.parse(token.value) for token in tokens]
+
+
+def generate(
+    prompt: Annotated[str, Parameter(help="What the picture shows.")],
+    /,
+    *,
+    adapter: Annotated[
+        list[Use] | None,
+        Parameter(
+            name=["--adapter", "-a"],
+            converter=_uses,
+            n_tokens=1,
+            accepts_keys=False,
+            negative="",
+            metavar="NAME@VERSION=WEIGHT",
+            help="An adapter of the blend, once for each; version and weight may be left out.",
+        ),
+    ] = None,
+    negative: Annotated[str | None, Parameter(help="What it must not show.")] = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: Annotated[int | None, Parameter(help="Of the first picture; others count up.")] = None,
+    sampler: Sampler | None = None,
+    num_images: Annotated[int, Parameter(name=["--num-images", "-n"])] = 1,
+    width: int | None = None,
+    height: int | None = None,
+    output: Annotated[
+        Path,
+        Parameter(name=["--output", "-o"], help="File; several pictures go to FILE-0.png, FILE-1.png..."),
+    ] = Path("loramux.png"),
+    server: Server = None,
+) -> None:
+    """Draw a picture with a blend of adapters. What is not said, the server decides."""
+    asked: dict[str, Any] = {
+        "adapters": adapter,
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "sampler": sampler,
+        "num_images": num_images,
+        "width": width,
+        "height": height,
+    }
+    asking = Asking(**{name: value for name, value in asked.items() if value is not None})  # pyright: ignore[reportArgumentType]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with connect(server) as client, closing(client.stream(prompt, **asking)) as events:
+        applied = _draw(events, num_images, output)
+    if applied is not None:
+        terminal.say(applied_line(applied))
+
+
+def _draw(events: Iterator[Event], count: int, output: Path) -> Applied | None:
+    """Saves pictures as they come, with a progress bar for each; what was applied."""
+    applied = None
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with terminal.progress(*columns, TimeElapsedColumn()) as bars:
+        for event in events:
+            match event:
+                case Started():
+                    applied = event.applied
+                case ImageReady(image):
+                    terminal.say(f"wrote {image.save(numbered(output, image.index, count))}")
+                case _:
+                    pass
+            _show(bars, event, count)
+    return applied
+
+
+def _show(bars: Progress, event: Event, count: int) -> None:
+    match event:
+        case Queued(position):
+            for index in range(count):
+                bars.add_task(f"picture {index}: queued, {position} before", total=None)
+        case Step(index, step, total) if index < len(bars.tasks):
+            bars.update(bars.task_ids[index], description=f"picture {index}", completed=step, total=total)
+        case ImageReady() | Done() | Started() | Step():
+            pass
+
+
+def numbered(output: Path, index: int, count: int) -> Path:
+    """The file of one picture of several."""
+    return output if count == 1 else output.with_name(f"{output.stem}-{index}{output.suffix}")
+
+
+def applied_line(applied: Applied) -> str:
+    """What was applied, on a line."""
+    blend = [f"{a.adapter}@{a.version}={a.weight:g} ({terminal.short(a.digest)})" for a in applied.adapters]
+    facts = [
+        " + ".join(blend) or "no adapters",
+        f"seed {applied.seed}",
+        f"{applied.sampler}, {applied.steps} steps",
+        f"guidance {applied.guidance_scale:g}",
+        f"{applied.width}x{applied.height}",
+        f"base {terminal.short(applied.base_digest)}",
+    ]
+    return f"applied {', '.join(facts)}"

@@ -1,0 +1,67 @@
+"""`loramux info` and `loramux healthcheck`, and the option that says which server.
+
+Takes: the server's address. Gives: what it says. Does not know how it is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from loramux_client import terminal
+from loramux_client.client import Client
+from loramux_client.errors import LoraMuxClientError
+from loramux_client.server_info import Health
+from loramux_client.settings import DEFAULT_SERVER, read_settings
+
+HEALTH_TIMEOUT = 5.0
+
+Server = Annotated[
+    str | None,
+    Parameter(
+        name="--server",
+        help=f"HOST:PORT of the server. Default: LORAMUX_SERVER, else {DEFAULT_SERVER}.",
+    ),
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+
+
+def connect(server: str | None, timeout: float | None = None) -> Client:
+    """A client of the server named, or of the default one."""
+    target = server or read_settings().server
+    return Client(target) if timeout is None else Client(target, timeout=timeout)
+
+
+def info(*, server: Server = None, json: Json = False) -> None:
+    """Show what the server is and can do."""
+    with connect(server) as client:
+        found = client.server_info()
+    if json:
+        terminal.say_json(found)
+        return
+    facts = asdict(found)
+    for group in ("limits", "defaults"):
+        facts |= {f"{group}.{name}": value for name, value in facts.pop(group).items()}
+    for name, value in facts.items():
+        text = ", ".join(value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        terminal.say(f"{name:<26}{text}")
+
+
+def healthcheck(*, server: Server = None, service: str = "") -> int:
+    """Ask whether the server is serving: exit status 0 if it is, 1 if not.
+
+    Parameters
+    ----------
+    service
+        Full name of a gRPC service. Default: the whole server.
+    """
+    try:
+        with connect(server, HEALTH_TIMEOUT) as client:
+            health = client.health(service)
+    except LoraMuxClientError as error:
+        terminal.complain(f"not serving: {error.lines()[0]}")
+        return 1
+    terminal.say(health.name.lower().replace("_", " "))
+    return 0 if health is Health.SERVING else 1

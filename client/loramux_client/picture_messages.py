@@ -1,0 +1,178 @@
+"""Pictures and server facts, to protobuf and back: this side's door for GenerationService.
+
+Takes: plain values to ask with, messages to read. Gives: messages to send, plain values. Does not
+know channels or calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Unpack
+
+from google.protobuf.message import Message
+
+from loramux.v1 import generation_pb2 as pb
+from loramux_client import pictures
+from loramux_client.errors import InvalidArgument, Violation
+from loramux_client.server_info import Defaults, Limits, ServerInfo
+
+SAMPLERS: dict[str, pb.Sampler] = {
+    "ddim": pb.SAMPLER_DDIM,
+    "pndm": pb.SAMPLER_PNDM,
+    "euler": pb.SAMPLER_EULER,
+    "euler-a": pb.SAMPLER_EULER_ANCESTRAL,
+    "dpmpp-2m": pb.SAMPLER_DPMPP_2M,
+}
+_SAMPLER_NAMES: dict[int, str] = {number: name for name, number in SAMPLERS.items()}
+_FORMAT_NAMES: dict[int, str] = {pb.IMAGE_FORMAT_PNG: "png"}
+
+
+def set_field(message: Message, field: str, value: object, where: str = "") -> None:
+    """Sets a scalar; one that cannot even be sent is InvalidArgument, like the server's."""
+    try:
+        setattr(message, field, value)
+    except (TypeError, ValueError) as wrong:
+        path = where + field
+        raise InvalidArgument(
+            f"{path} cannot be {value!r}: {wrong}",
+            reason="UNSENDABLE",
+            violations=[Violation(path, str(wrong))],
+        ) from None
+
+
+def uses_of(blend: pictures.Blend) -> Iterator[pictures.Use]:
+    """The entries of a blend, whichever way it was written."""
+    if isinstance(blend, str):
+        raise TypeError(f"adapters must be a mapping or a sequence, not the string {blend!r}")
+    if isinstance(blend, Mapping):
+        yield from (pictures.Use(name, weight) for name, weight in blend.items())
+    else:
+        yield from (pictures.Use(one) if isinstance(one, str) else one for one in blend)
+
+
+def generate_request(prompt: str, **asking: Unpack[pictures.Asking]) -> pb.GenerateRequest:
+    """The message that asks for pictures; what is not said stays unset."""
+    request = pb.GenerateRequest()
+    rest: dict[str, object] = {"prompt": prompt, **asking}
+    for number, use in enumerate(uses_of(asking.get("adapters", ()))):
+        entry, where = request.blend.entries.add(), f"blend.entries[{number}]."
+        set_field(entry, "adapter", use.adapter, where)
+        if use.weight is not None:
+            set_field(entry, "weight", use.weight, where)
+    rest.pop("adapters", None)
+    if sampler := rest.pop("sampler", None):
+        set_field(request, "sampler", _sampler_number(str(sampler)))
+    for field, value in rest.items():
+        if value is not None:
+            set_field(request, field, value)
+    return request
+
+
+def _sampler_number(name: str) -> pb.Sampler:
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    expected = f"expected one of {', '.join(SAMPLERS)}"
+    raise InvalidArgument(
+        f"sampler {name!r} is not known; {expected}",
+        reason="UNSENDABLE",
+        violations=[Violation("sampler", expected)],
+    )
+
+
+def read_sampler(number: int) -> str:
+    """The sampler's name; a newer server's unknown one keeps its number."""
+    return _SAMPLER_NAMES.get(number, f"unknown-{number}")
+
+
+def read_applied(message: pb.Applied) -> pictures.Applied:
+    """What was applied."""
+    return pictures.Applied(
+        adapters=tuple(pictures.AppliedAdapter(a.adapter, a.version, a.digest, a.weight) for a in message.adapters),
+        seed=message.seed,
+        sampler=read_sampler(message.sampler),
+        steps=message.steps,
+        guidance_scale=message.guidance_scale,
+        width=message.width,
+        height=message.height,
+        base_digest=message.base_digest,
+        server_version=message.server_version,
+    )
+
+
+def read_image(message: pb.Image) -> pictures.Image:
+    """A finished picture."""
+    return pictures.Image(
+        index=message.index,
+        seed=message.seed,
+        format=_FORMAT_NAMES.get(message.format, f"unknown-{message.format}"),
+        width=message.width,
+        height=message.height,
+        data=message.data,
+    )
+
+
+def read_timings(message: pb.Timings) -> pictures.Timings:
+    """Where the time went."""
+    return pictures.Timings(
+        message.queue_seconds,
+        message.denoise_seconds,
+        message.decode_seconds,
+        message.total_seconds,
+    )
+
+
+def read_generation(message: pb.GenerateResponse) -> pictures.Generation:
+    """All pictures of a request."""
+    return pictures.Generation(
+        images=tuple(read_image(image) for image in message.images),
+        applied=read_applied(message.applied),
+        timings=read_timings(message.timings),
+    )
+
+
+def read_event(message: pb.GenerateEvent) -> pictures.Event | None:
+    """What happened; None where a newer server tells something we have no word for."""
+    match message.WhichOneof("event"):
+        case "queued":
+            return pictures.Queued(message.queued.position)
+        case "started":
+            return pictures.Started(read_applied(message.started.applied))
+        case "step":
+            step = message.step
+            return pictures.Step(step.image_index, step.step, step.total)
+        case "image":
+            return pictures.ImageReady(read_image(message.image))
+        case "done":
+            return pictures.Done(read_timings(message.done.timings))
+        case _:
+            return None
+
+
+def read_server_info(message: pb.ServerInfo) -> ServerInfo:
+    """What a server is and can do."""
+    limits, defaults = message.limits, message.defaults
+    return ServerInfo(
+        server_version=message.server_version,
+        base=message.base,
+        base_digest=message.base_digest,
+        layout=message.layout,
+        layout_digest=message.layout_digest,
+        device=message.device,
+        samplers=tuple(read_sampler(number) for number in message.samplers),
+        limits=Limits(
+            size_multiple=limits.size_multiple,
+            max_side=limits.max_side,
+            max_steps=limits.max_steps,
+            max_images=limits.max_images,
+            max_blend_entries=limits.max_blend_entries,
+            max_blend_rank=limits.max_blend_rank,
+            max_upload_bytes=limits.max_upload_bytes,
+        ),
+        defaults=Defaults(
+            sampler=read_sampler(defaults.sampler),
+            steps=defaults.steps,
+            guidance_scale=defaults.guidance_scale,
+            width=defaults.width,
+            height=defaults.height,
+        ),
+    )

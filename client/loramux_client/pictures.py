@@ -1,0 +1,156 @@
+"""Pictures: what is asked for, what comes back, and what happens meanwhile.
+
+Takes and gives plain values; knows neither protobuf nor gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal, TypedDict
+
+Sampler = Literal["ddim", "pndm", "euler", "euler-a", "dpmpp-2m"]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One adapter of a blend: `ink`, or `ink@3` for its version 3. No weight: its default one."""
+
+    adapter: str
+    weight: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Use:
+        """Reads NAME[@VERSION][=WEIGHT]; ValueError says what is wrong."""
+        name, equals, weight = text.partition("=")
+        if not name.strip():
+            raise ValueError(f"{text!r} names no adapter; expected NAME[@VERSION][=WEIGHT]")
+        if not equals:
+            return cls(name)
+        try:
+            return cls(name, float(weight))
+        except ValueError:
+            raise ValueError(f"weight {weight!r} of adapter {name!r} is not a number") from None
+
+
+Blend = Mapping[str, float | None] | Sequence[Use | str]
+
+
+class Asking(TypedDict, total=False):
+    """What may be asked besides the prompt. Whatever is left out, the server decides."""
+
+    adapters: Blend
+    """{"ink": 0.8}, or a sequence of Use("ink@3", weight) and names."""
+    negative_prompt: str
+    sampler: Sampler
+    steps: int
+    guidance_scale: float
+    seed: int
+    """Of the first picture; picture i has seed + i."""
+    num_images: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedAdapter:
+    """One adapter as it was applied."""
+
+    adapter: str
+    version: int
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Everything a picture depends on: the same values draw the same picture."""
+
+    adapters: tuple[AppliedAdapter, ...]
+    seed: int
+    sampler: str
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    base_digest: str
+    server_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A finished picture; data is a whole file of the given format."""
+
+    index: int
+    seed: int
+    format: str
+    width: int
+    height: int
+    data: bytes
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes the file, over what was there, and gives its path."""
+        target = Path(path)
+        target.write_bytes(self.data)
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in seconds on the server."""
+
+    queue: float
+    denoise: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """All pictures of a request, in the order of their index."""
+
+    images: tuple[Image, ...]
+    applied: Applied
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits; position counts the pictures waiting or running before it."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Adapters and seed are settled."""
+
+    applied: Applied
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One picture made one step: step of total, from 1."""
+
+    image_index: int
+    step: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReady:
+    """One picture is finished."""
+
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """All pictures were sent."""
+
+    timings: Timings
+
+
+Event = Queued | Started | Step | ImageReady | Done

@@ -1,0 +1,57 @@
+"""What a server is and can do, and how it feels.
+
+Takes and gives plain values; knows neither protobuf nor gRPC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a request."""
+
+    size_multiple: int
+    max_side: int
+    max_steps: int
+    max_images: int
+    max_blend_entries: int
+    max_blend_rank: int
+    max_upload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request gets where it says nothing."""
+
+    sampler: str
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is and can do. Adapters with its layout_digest fit its base."""
+
+    server_version: str
+    base: str
+    base_digest: str
+    layout: str
+    layout_digest: str
+    device: str
+    samplers: tuple[str, ...]
+    limits: Limits
+    defaults: Defaults
+
+
+class Health(IntEnum):
+    """Answers of grpc.health.v1, by their numbers there."""
+
+    UNKNOWN = 0
+    SERVING = 1
+    NOT_SERVING = 2
+    SERVICE_UNKNOWN = 3

@@ -1,0 +1,129 @@
+"""Adapters on a server's shelf, and what happened to an upload.
+
+Takes and gives plain values; knows neither protobuf nor gRPC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from os import PathLike
+from pathlib import Path
+from typing import TypedDict
+
+from loramux_client.errors import InvalidArgument, Violation
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes sent, bytes in all) before each chunk goes out."""
+
+MAX_NAME = 64
+
+
+class UploadOptions(TypedDict, total=False):
+    """What may be said of an upload besides file and name."""
+
+    validate_only: bool
+    """Check and report, publish nothing."""
+    layout: str
+    """Only needed where the file's shapes fit several."""
+    peft_config: str
+    """Text of the adapter_config.json that belongs to the file."""
+    alpha: float
+    """For modules of which the file gives none."""
+    labels: Mapping[str, str]
+    default_weight: float
+    trigger_words: Sequence[str]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One immutable version of an adapter."""
+
+    adapter: str
+    number: int
+    digest: str
+    blob_digest: str
+    size_bytes: int
+    kind: str
+    layout: str
+    layout_digest: str
+    rank: int
+    create_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A named thing on the shelf."""
+
+    name: str
+    latest_version: AdapterVersion
+    labels: Mapping[str, str]
+    default_weight: float | None
+    trigger_words: tuple[str, ...]
+    description: str
+    create_time: datetime | None
+    update_time: datetime | None
+    delete_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedModule:
+    """One module of the base that an adapter acts on."""
+
+    module: str
+    kind: str
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoredKey:
+    """A tensor of the file that is not used, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptReport:
+    """What the store found in a file."""
+
+    family: str
+    layout: str
+    evidence: tuple[str, ...]
+    matched: tuple[MatchedModule, ...]
+    ignored: tuple[IgnoredKey, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """How an upload ended. version is None after validate_only; created is False where the same
+    bytes with the same options were the latest version already."""
+
+    version: AdapterVersion | None
+    report: AcceptReport
+    created: bool
+
+
+def name_of(path: str | PathLike[str]) -> str:
+    """A valid adapter name made from a file's name; InvalidArgument where nothing of it can stay."""
+    words = re.sub(r"[^a-z0-9._-]+", "-", Path(path).stem.lower())
+    name = words.strip("._-")[:MAX_NAME].strip("._-")
+    if not name:
+        wrong = Violation("name", "say one")
+        message = f"{Path(path).name!r} gives no adapter name"
+        raise InvalidArgument(message, reason="UNSENDABLE", violations=[wrong])
+    return name
+
+
+def upload_name(content: str | PathLike[str] | bytes, name: str | None) -> str:
+    """The name to upload under: the one said, or that of the file."""
+    if name is not None:
+        return name
+    if isinstance(content, bytes):
+        raise TypeError("bytes have no name; say one")
+    return name_of(content)

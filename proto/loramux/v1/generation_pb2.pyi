@@ -1,0 +1,234 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Sampler(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SAMPLER_UNSPECIFIED: _ClassVar[Sampler]
+    SAMPLER_DDIM: _ClassVar[Sampler]
+    SAMPLER_PNDM: _ClassVar[Sampler]
+    SAMPLER_EULER: _ClassVar[Sampler]
+    SAMPLER_EULER_ANCESTRAL: _ClassVar[Sampler]
+    SAMPLER_DPMPP_2M: _ClassVar[Sampler]
+
+class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_FORMAT_UNSPECIFIED: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_PNG: _ClassVar[ImageFormat]
+SAMPLER_UNSPECIFIED: Sampler
+SAMPLER_DDIM: Sampler
+SAMPLER_PNDM: Sampler
+SAMPLER_EULER: Sampler
+SAMPLER_EULER_ANCESTRAL: Sampler
+SAMPLER_DPMPP_2M: Sampler
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat
+IMAGE_FORMAT_PNG: ImageFormat
+
+class BlendEntry(_message.Message):
+    __slots__ = ("adapter", "weight")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    weight: float
+    def __init__(self, adapter: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Blend(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[BlendEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[BlendEntry, _Mapping]]] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("prompt", "negative_prompt", "blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "width", "height", "image_format")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    BLEND_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    NUM_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    negative_prompt: str
+    blend: Blend
+    sampler: Sampler
+    steps: int
+    guidance_scale: float
+    seed: int
+    num_images: int
+    width: int
+    height: int
+    image_format: ImageFormat
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class AppliedAdapter(_message.Message):
+    __slots__ = ("adapter", "version", "digest", "weight")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    version: int
+    digest: str
+    weight: float
+    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Applied(_message.Message):
+    __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version")
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[AppliedAdapter]
+    seed: int
+    sampler: Sampler
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    base_digest: str
+    server_version: str
+    def __init__(self, adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., base_digest: _Optional[str] = ..., server_version: _Optional[str] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("index", "seed", "format", "width", "height", "data")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    seed: int
+    format: ImageFormat
+    width: int
+    height: int
+    data: bytes
+    def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue_seconds", "denoise_seconds", "decode_seconds", "total_seconds")
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DENOISE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    queue_seconds: float
+    denoise_seconds: float
+    decode_seconds: float
+    total_seconds: float
+    def __init__(self, queue_seconds: _Optional[float] = ..., denoise_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("images", "applied", "timings")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    applied: Applied
+    timings: Timings
+    def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class GenerateEvent(_message.Message):
+    __slots__ = ("queued", "started", "step", "image", "done")
+    class Queued(_message.Message):
+        __slots__ = ("position",)
+        POSITION_FIELD_NUMBER: _ClassVar[int]
+        position: int
+        def __init__(self, position: _Optional[int] = ...) -> None: ...
+    class Started(_message.Message):
+        __slots__ = ("applied",)
+        APPLIED_FIELD_NUMBER: _ClassVar[int]
+        applied: Applied
+        def __init__(self, applied: _Optional[_Union[Applied, _Mapping]] = ...) -> None: ...
+    class Step(_message.Message):
+        __slots__ = ("image_index", "step", "total")
+        IMAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+        STEP_FIELD_NUMBER: _ClassVar[int]
+        TOTAL_FIELD_NUMBER: _ClassVar[int]
+        image_index: int
+        step: int
+        total: int
+        def __init__(self, image_index: _Optional[int] = ..., step: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+    class Done(_message.Message):
+        __slots__ = ("timings",)
+        TIMINGS_FIELD_NUMBER: _ClassVar[int]
+        timings: Timings
+        def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    queued: GenerateEvent.Queued
+    started: GenerateEvent.Started
+    step: GenerateEvent.Step
+    image: Image
+    done: GenerateEvent.Done
+    def __init__(self, queued: _Optional[_Union[GenerateEvent.Queued, _Mapping]] = ..., started: _Optional[_Union[GenerateEvent.Started, _Mapping]] = ..., step: _Optional[_Union[GenerateEvent.Step, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., done: _Optional[_Union[GenerateEvent.Done, _Mapping]] = ...) -> None: ...
+
+class ServerInfo(_message.Message):
+    __slots__ = ("server_version", "base", "base_digest", "layout", "layout_digest", "device", "samplers", "limits", "defaults")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLERS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    base: str
+    base_digest: str
+    layout: str
+    layout_digest: str
+    device: str
+    samplers: _containers.RepeatedScalarFieldContainer[Sampler]
+    limits: Limits
+    defaults: Defaults
+    def __init__(self, server_version: _Optional[str] = ..., base: _Optional[str] = ..., base_digest: _Optional[str] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., device: _Optional[str] = ..., samplers: _Optional[_Iterable[_Union[Sampler, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., defaults: _Optional[_Union[Defaults, _Mapping]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("size_multiple", "max_side", "max_steps", "max_images", "max_blend_entries", "max_blend_rank", "max_upload_bytes")
+    SIZE_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SIDE_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLEND_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLEND_RANK_FIELD_NUMBER: _ClassVar[int]
+    MAX_UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    size_multiple: int
+    max_side: int
+    max_steps: int
+    max_images: int
+    max_blend_entries: int
+    max_blend_rank: int
+    max_upload_bytes: int
+    def __init__(self, size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_images: _Optional[int] = ..., max_blend_entries: _Optional[int] = ..., max_blend_rank: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ...) -> None: ...
+
+class Defaults(_message.Message):
+    __slots__ = ("sampler", "steps", "guidance_scale", "width", "height")
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    sampler: Sampler
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    def __init__(self, sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...

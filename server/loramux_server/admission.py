@@ -1,0 +1,162 @@
+"""What may become a job: fills open fields with the base's defaults, checks every field, resolves adapters.
+
+Takes a request, the store and what the base can do; gives a job or one error that names every field at fault.
+It reads the catalog, so it does not belong on the event loop. It knows no protobuf and no queue.
+"""
+
+import math
+import secrets
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from loramux_kernels import MAX_ROW_RANK
+from loramux_store.record import VersionRecord
+from loramux_store.store import Store
+
+from loramux_server.errors import Incompatible, InvalidRequest, Violation
+from loramux_server.requests import BlendEntry, GenerationRequest, Job, Sampler, Weighted
+
+T = TypeVar("T")
+
+MAX_STEPS = 200
+MAX_GUIDANCE = 50.0
+MAX_IMAGES = 16
+MAX_ENTRIES = 32
+MAX_WEIGHT = 16.0
+MAX_PROMPT = 10_000
+MAX_RANK = MAX_ROW_RANK
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFacts:
+    """What admission needs of the base. side, size_multiple, max_side in pixels."""
+
+    name: str
+    digest: str
+    layout_name: str
+    layout_digest: str
+    side: int
+    size_multiple: int
+    max_side: int
+    guidance_scale: float
+    steps: int = 20
+    sampler: Sampler = Sampler.DPMPP_2M
+
+
+class Admission:
+    """Turns requests into jobs. check_blend: refuses versions that can never fit the pool together."""
+
+    def __init__(self, store: Store, base: BaseFacts, check_blend: Callable[[Sequence[VersionRecord]], None]) -> None:
+        self._store = store
+        self.base = base
+        self._check_blend = check_blend
+
+    def admit(self, request: GenerationRequest) -> Job:
+        """The request as a job.
+
+        Raises:
+            InvalidRequest: fields outside their range, all of them named.
+            NotFound: an adapter or version that is not on the shelf.
+            Incompatible: an adapter of another layout, or a blend that can never fit.
+        """
+        job = self._settle(request)
+        violations = _violations(request, job, self.base)
+        if violations:
+            raise InvalidRequest(tuple(violations))
+        blend = tuple(self._weighted(entry) for entry in request.blend)
+        _refuse_twice(blend)
+        self._check_blend([weighted.version for weighted in blend])
+        return replace(job, blend=blend)
+
+    def _settle(self, request: GenerationRequest) -> Job:
+        """The request with every open field filled, without its blend."""
+        base = self.base
+        return Job(
+            id=uuid.uuid4().hex,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            blend=(),
+            sampler=_either(request.sampler, base.sampler),
+            steps=_either(request.steps, base.steps),
+            guidance_scale=_either(request.guidance_scale, base.guidance_scale),
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            num_images=_either(request.num_images, 1),
+            width=_either(request.width, base.side),
+            height=_either(request.height, base.side),
+        )
+
+    def _weighted(self, entry: BlendEntry) -> Weighted:
+        version = self._store.resolve(entry.adapter)
+        if version.layout_digest != self.base.layout_digest:
+            raise Incompatible(
+                "LAYOUT_MISMATCH",
+                f"adapter {entry.adapter} is for the layout {version.layout_name}, "
+                f"the base {self.base.name} has {self.base.layout_name}",
+            )
+        if entry.weight is not None:
+            return Weighted(version, entry.weight)
+        default = self._store.get_adapter(version.adapter).default_weight
+        return Weighted(version, _either(default, 1.0))
+
+
+def _either(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _violations(request: GenerationRequest, job: Job, base: BaseFacts) -> list[Violation]:
+    found = [
+        _range("steps", job.steps, 1, MAX_STEPS),
+        _range("guidance_scale", job.guidance_scale, 0, MAX_GUIDANCE),
+        _range("seed", job.seed, 0, MAX_SEED - MAX_IMAGES),
+        _range("num_images", job.num_images, 1, MAX_IMAGES),
+        _size("width", job.width, base),
+        _size("height", job.height, base),
+        _length("prompt", job.prompt),
+        _length("negative_prompt", job.negative_prompt),
+        _range("blend.entries", len(request.blend), 0, MAX_ENTRIES),
+    ]
+    if request.blend and not request.prompt.strip():
+        found.append(Violation("prompt", "is empty, expected text where the blend lists adapters"))
+    for index, entry in enumerate(request.blend):
+        if entry.weight is not None:
+            found.append(_range(f"blend.entries[{index}].weight", entry.weight, -MAX_WEIGHT, MAX_WEIGHT))
+        if not entry.adapter:
+            found.append(Violation(f"blend.entries[{index}].adapter", "is empty, expected a name or name@version"))
+    return [violation for violation in found if violation is not None]
+
+
+def _range(field: str, value: float, low: float, high: float) -> Violation | None:
+    if math.isfinite(value) and low <= value <= high:
+        return None
+    return Violation(field, f"is {value}, expected {low} to {high}")
+
+
+def _size(field: str, value: int, base: BaseFacts) -> Violation | None:
+    step = base.size_multiple
+    if step <= value <= base.max_side and value % step == 0:
+        return None
+    return Violation(field, f"is {value}, expected a multiple of {step} from {step} to {base.max_side}")
+
+
+def _length(field: str, text: str) -> Violation | None:
+    if len(text) <= MAX_PROMPT:
+        return None
+    return Violation(field, f"has {len(text)} characters, expected at most {MAX_PROMPT}")
+
+
+def _refuse_twice(blend: Sequence[Weighted]) -> None:
+    seen: dict[str, int] = {}
+    for index, weighted in enumerate(blend):
+        first = seen.setdefault(weighted.version.digest, index)
+        if first != index:
+            raise InvalidRequest(
+                (
+                    Violation(
+                        f"blend.entries[{index}].adapter",
+                        f"is the same version as blend.entries[{first}]; expected every version once",
+                    ),
+                )
+            )

@@ -1,0 +1,164 @@
+"""The composition root: loads, wires, starts, drains, stops. The only module that may import everything."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+import grpc.aio
+import structlog
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from loramux.v1 import (
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+)
+from loramux_store.sniff import MAX_FILE
+from loramux_store.record import UploadSpec
+from loramux_store.store import Store
+
+from loramux_server.admission import Admission, BaseFacts
+from loramux_server.engine.engine import Engine, Observer
+from loramux_server.engine.pipeline import Base, load_base
+from loramux_server.http import AdminServer
+from loramux_server.interceptors import Interceptor
+from loramux_server.metrics import Metrics
+from loramux_server.runner import Runner
+from loramux_server.scheduler import Scheduler
+from loramux_server.service import AdapterService, GenerationService
+from loramux_server.settings import BUILTIN, Settings
+
+BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+_SERVICES = (
+    generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
+    adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+)
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.max_send_message_length", 64 << 20),
+]
+_BUILTIN_GUIDANCE = 3.0  # what the built-in base's card was measured with
+_log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a server listens."""
+
+    host: str
+    grpc_port: int
+    http_port: int
+    base: str
+
+
+class App:
+    """Everything a server is made of. Build it, `await run(...)` it once."""
+
+    def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
+        self.settings = settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self.version = package_version("loramux")
+        self.metrics = Metrics()
+        base = _load(settings)
+        self.store = Store.open(settings.store)
+        self.engine = Engine(base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, observer=observer)
+        self.store.register_layout(self.engine.layout)
+        if settings.base == BUILTIN:
+            _seed(self.store)
+        self.runner = Runner(self.engine, Scheduler(settings.max_queue, settings.max_rows), self.metrics)
+        self.admission = Admission(self.store, _facts(self.engine, settings), self.engine.adapters.check)
+        self.metrics.build_info.labels(self.version, base.name, str(base.device)).set(1)
+        self._ready = False
+
+    async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
+        """Serves until `stop` is set, then drains: health first, then new requests, then running ones."""
+        settings = self.settings
+        admin = AdminServer(
+            settings.host,
+            settings.metrics_port,
+            self.metrics.registry,
+            version=self.version,
+            live=lambda: self.runner.alive,
+            ready=lambda: self._ready,
+        )
+        shelf = AdapterService(self.store, self.metrics)
+        server, checks = self._server(shelf)
+        try:
+            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+            self.runner.start()
+            await server.start()
+            for name in ("", *_SERVICES):
+                await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+            self._ready = True
+            on_ready(Ready(settings.host, port, admin.port, self.engine.base.name))
+            await stop.wait()
+        finally:
+            self._ready = False
+            await checks.enter_graceful_shutdown()
+            await asyncio.to_thread(self.runner.drain, settings.drain_seconds)
+            await server.stop(grace=1.0)
+            if self.runner.alive:
+                await asyncio.to_thread(self.runner.stop)
+            shelf.close()
+            admin.close()
+            self.store.close()
+
+    def _server(self, shelf: AdapterService) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+        server = grpc.aio.server(interceptors=[Interceptor(self.metrics)], options=_OPTIONS)
+        pictures = GenerationService(self.admission, self.runner, self.version, str(self.engine.base.device), MAX_FILE)
+        generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(pictures, server)
+        adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(shelf, server)
+        checks = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server, checks
+
+
+async def serve(app: App, on_ready: Callable[[Ready], None]) -> None:
+    """Runs the app until SIGTERM or SIGINT."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+    await app.run(on_ready, stop)
+
+
+def _load(settings: Settings) -> Base:
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.base == BUILTIN:
+        return load_base(BUILTIN_FOLDER / "base", BUILTIN, torch.device(device))
+    folder = Path(settings.base)
+    return load_base(folder, folder.resolve().name, torch.device(device))
+
+
+def _facts(engine: Engine, settings: Settings) -> BaseFacts:
+    base = engine.base
+    return BaseFacts(
+        name=base.name,
+        digest=base.digest,
+        layout_name=engine.layout.name,
+        layout_digest=engine.layout.digest,
+        side=base.side,
+        size_multiple=base.size_multiple,
+        max_side=max(settings.max_side, base.side),
+        guidance_scale=_BUILTIN_GUIDANCE if settings.base == BUILTIN else 7.5,
+    )
+
+
+def _seed(store: Store) -> None:
+    """Puts the built-in adapters on an empty shelf."""
+    if store.list_adapters(1, "").items:
+        return
+    for file in sorted((BUILTIN_FOLDER / "adapters").glob("*.safetensors")):
+        published = store.publish(file, UploadSpec(name=file.stem))
+        _log.info("seeded", adapter=file.stem, rank=published.version and published.version.rank)

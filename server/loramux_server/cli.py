@@ -1,0 +1,99 @@
+"""`loramux serve`: settings from options and the environment, then one line when it serves.
+
+Takes options; gives a running server. It imports torch last, so that bad options are told at once.
+"""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from pydantic import ValidationError
+
+from loramux_server.settings import Settings
+
+if TYPE_CHECKING:
+    from loramux_server.app import Ready
+
+
+def serve(
+    *,
+    base: str | None = None,
+    store: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    metrics_port: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    threads: int | None = None,
+    max_rows: int | None = None,
+    max_queue: int | None = None,
+    max_side: int | None = None,
+    pool_bytes: int | None = None,
+    drain_seconds: float | None = None,
+    verbose: Annotated[bool, Parameter(alias="-v")] = False,
+) -> int:
+    """Serve pictures over gRPC until stopped.
+
+    Every option but --verbose is also an environment variable: LORAMUX_ and its name in capitals.
+
+    Parameters
+    ----------
+    base:
+        Base model: 'builtin' or a Stable Diffusion 1.x folder in diffusers layout. Default: builtin.
+    store:
+        Folder of the adapter store. Default: in the user's data folder.
+    host:
+        Address to listen on. Default: 127.0.0.1.
+    port:
+        gRPC port; 0 picks a free one. Default: 50051.
+    metrics_port:
+        HTTP port of /metrics, /livez and /readyz; 0 picks a free one. Default: 9090.
+    device:
+        Where the base lives. Default: auto, a GPU if there is one.
+    threads:
+        CPU threads of tensor work.
+    max_rows:
+        Most rows of one UNet forward; a guided picture takes two. Default: 32.
+    max_queue:
+        Most pictures waiting or running. Default: 256.
+    max_side:
+        Largest width and height in pixels. Default: 1024.
+    pool_bytes:
+        Bytes of device memory for rank rows. Default: 2 GiB.
+    drain_seconds:
+        Seconds that running requests get at stop. Default: 30.
+    verbose:
+        Log every RPC.
+    """
+    given = {name: value for name, value in locals().items() if value is not None and name != "verbose"}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        for problem in error.errors():
+            print(f"--{'-'.join(map(str, problem['loc'])).replace('_', '-')}: {problem['msg']}", file=sys.stderr)
+        return 2
+    return _run(settings, logging.INFO if verbose else logging.WARNING)
+
+
+def _run(settings: Settings, level: int) -> int:
+    from loramux_store.errors import StoreError
+
+    from loramux_server import app, logs
+    from loramux_server.errors import LoraMuxError
+
+    logs.configure(level)
+    try:
+        asyncio.run(app.serve(app.App(settings), _announce))
+    except (LoraMuxError, StoreError, OSError, RuntimeError) as error:
+        print(f"loramux: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _announce(ready: "Ready") -> None:
+    print(
+        f"loramux ready grpc={ready.host}:{ready.grpc_port} http={ready.host}:{ready.http_port} base={ready.base}",
+        flush=True,
+    )

@@ -1,0 +1,194 @@
+"""Steps pictures: one UNet forward over the rows of many, each row with its own blend, prompt and timestep.
+
+Takes jobs whose adapters are loaded and the keys of the pictures to step; gives results. It owns the device
+and knows no queue, no protobuf and no client. All methods but `load`, `release` and `decode` are called from
+one thread.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from loramux_kernels import Tables
+from loramux_kernels.pool import Entries
+from loramux_store.layout import Layout
+from loramux_store.record import VersionRecord
+from torch import Tensor
+
+from loramux_server.engine import pictures
+from loramux_server.engine.adapter_cache import AdapterCache, Lease
+from loramux_server.engine.lora_layers import LayerGroup, wrap
+from loramux_server.engine.pipeline import Base
+from loramux_server.engine.sampling import ImageSampler, guide
+from loramux_server.engine.text import PromptEncoder
+from loramux_server.errors import PictureFailed
+from loramux_server.metrics import Metrics
+from loramux_server.requests import ImageKey, Job
+
+Observer = Callable[[Mapping[str, Tables]], None]
+"""Sees the tables of every UNet forward by layer group (groups without any entry are absent)."""
+
+_MOST_POOL_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One picture after a tick: its position, its final latents when finished, or what went wrong."""
+
+    key: ImageKey
+    step: int
+    total: int
+    latents: Tensor | None = None
+    error: PictureFailed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """A picture between ticks. embeddings [rows, tokens, width]: unconditional first where guided."""
+
+    sampler: ImageSampler
+    embeddings: Tensor
+    guidance_scale: float
+    entries: Mapping[str, Entries]
+
+
+class Engine:
+    """The base with its rank rows, and the pictures in the making."""
+
+    def __init__(
+        self,
+        base: Base,
+        compiled: Callable[[VersionRecord], Path],
+        metrics: Metrics,
+        *,
+        pool_bytes: int,
+        observer: Observer | None = None,
+    ) -> None:
+        self.base = base
+        self._metrics = metrics
+        self._observer = observer
+        self._images: dict[ImageKey, _Image] = {}
+        self.groups = wrap({"unet": base.unet, "text_encoder": base.text_encoder})
+        self.layout = Layout(
+            base.name, {path: layer.spec for g in self.groups.values() for path, layer in g.layers.items()}
+        )
+        size = min(_MOST_POOL_ROWS, pool_bytes // sum(g.row_bytes for g in self.groups.values()))
+        for group in self.groups.values():
+            group.open(size, base.device)
+        self.adapters = AdapterCache(self.groups, compiled, metrics)
+        self._prompts = PromptEncoder(base, self.groups["text_encoder"])
+
+    def load(self, job: Job) -> "Future[Lease]":
+        """Brings the job's adapters onto the device; never blocks."""
+        return self.adapters.request([weighted.version for weighted in job.blend])
+
+    @torch.inference_mode()
+    def begin(self, job: Job, lease: Lease) -> None:
+        """Encodes the job's prompts and makes the first noise of its pictures."""
+        entries = {name: _entries(job, lease, name) for name in self.groups}
+        embeddings = self._embeddings(job, entries["text_encoder"])
+        scale = self.base.latent_scale
+        shape = (1, self.base.unet.config.in_channels, job.height // scale, job.width // scale)
+        for index in range(job.num_images):
+            sampler = ImageSampler(
+                job.sampler, self.base.scheduler_config, job.steps, job.seed + index, shape, self.base.device
+            )
+            self._images[ImageKey(job.id, index)] = _Image(sampler, embeddings, job.guidance_scale, entries)
+
+    @torch.inference_mode()
+    def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
+        """One UNet forward over all rows of these pictures, which are of one size."""
+        started = time.monotonic()
+        images = [self._images[key] for key in keys]
+        inputs = [image.sampler.model_input().expand(len(image.embeddings), -1, -1, -1) for image in images]
+        timesteps = [image.sampler.timestep.expand(len(image.embeddings)) for image in images]
+        blends = [image.entries for image in images for _ in image.embeddings]
+        predictions = self._forward(
+            torch.cat(inputs), torch.cat(timesteps), torch.cat([image.embeddings for image in images]), blends
+        )
+        parts = predictions.split([len(image.embeddings) for image in images])
+        results = [self._advance(key, part) for key, part in zip(keys, parts, strict=True)]
+        self._metrics.step_seconds.observe(time.monotonic() - started)
+        return results
+
+    def drop(self, keys: Sequence[ImageKey]) -> None:
+        """Forgets pictures that were cancelled."""
+        for key in keys:
+            self._images.pop(key, None)
+
+    def decode(self, latents: Tensor) -> bytes:
+        """PNG of finished latents; safe beside ticks."""
+        return pictures.to_png(pictures.decode(self.base.vae, latents))
+
+    def close(self) -> None:
+        """Ends the loader's thread."""
+        self.adapters.close()
+
+    def _embeddings(self, job: Job, entries: Entries) -> Tensor:
+        touching = tuple((w.version.digest, w.weight) for w in job.blend if _touches(w.version, "text_encoder"))
+        texts = [job.negative_prompt, job.prompt] if job.guided else [job.prompt]
+        return torch.cat([self._prompts.encode(text, entries, touching) for text in texts])
+
+    def _forward(
+        self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, blends: Sequence[Mapping[str, Entries]]
+    ) -> Tensor:
+        """Noise (or velocity) [rows, C, h, w] in fp32."""
+        used: dict[str, Tables] = {}
+        with ExitStack() as stack:
+            for name, group in self._unet_groups():
+                tables = stack.enter_context(group.adding([blend[name] for blend in blends]))
+                if tables is not None:
+                    used[name] = tables
+            self._observe(used, len(blends))
+            dtype = self.base.unet.dtype
+            return self.base.unet(latents.to(dtype), timesteps, embeddings, return_dict=False)[0].float()
+
+    def _unet_groups(self) -> list[tuple[str, LayerGroup]]:
+        return [(name, group) for name, group in self.groups.items() if name.startswith("unet.")]
+
+    def _observe(self, used: Mapping[str, Tables], rows: int) -> None:
+        self._metrics.batch_rows.observe(rows)
+        self._metrics.observe_blends(distinct_blends(used, rows))
+        if self._observer is not None:
+            self._observer(used)
+
+    def _advance(self, key: ImageKey, prediction: Tensor) -> StepResult:
+        image = self._images[key]
+        sampler = image.sampler
+        if not torch.isfinite(prediction).all():
+            del self._images[key]
+            error = PictureFailed(f"picture {key.index} became non-finite at step {sampler.position + 1}")
+            return StepResult(key, sampler.position, sampler.total, error=error)
+        sampler.advance(guide(prediction, image.guidance_scale))
+        if not sampler.finished:
+            return StepResult(key, sampler.position, sampler.total)
+        del self._images[key]
+        return StepResult(key, sampler.position, sampler.total, latents=sampler.latents)
+
+
+def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
+    """Number of different blends among the rows of a forward, read from the tables the op gets.
+
+    Two rows have one blend where all groups give them the same rank rows and scales; rows without any entry
+    count as one blend.
+    """
+    seen: set[tuple[object, ...]] = set()
+    lists = [(t.idx.tolist(), t.scale.tolist(), t.nrank.tolist()) for t in tables.values()]
+    for row in range(rows):
+        seen.add(tuple((*idx[row][: n[row]], *scale[row][: n[row]]) for idx, scale, n in lists))
+    return len(seen)
+
+
+def _entries(job: Job, lease: Lease, group: str) -> Entries:
+    """(rank row, weight) pairs of the job's blend in one group: its adapters' rows one after another."""
+    return [
+        (row, weighted.weight) for weighted in job.blend for row in lease.rows[weighted.version.digest].get(group, ())
+    ]
+
+
+def _touches(version: VersionRecord, component: str) -> bool:
+    return any(path.startswith(f"{component}.") for path in version.ranks)

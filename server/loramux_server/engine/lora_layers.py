@@ -1,0 +1,158 @@
+"""The base's layers, each able to add rank rows to its product.
+
+Takes a loaded model; gives the same model with every Linear and Conv2d replaced by one that shares its
+weights, the layer groups they belong to and the layout they make up. It knows no adapter and no request:
+rank rows are numbers here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from loramux_kernels import RankRowPool, RowAllocator, TableBank, Tables, lora_conv2d, lora_linear
+from loramux_kernels.pool import Entries
+from loramux_store.layout import ModuleSpec
+from torch import Tensor, nn
+
+
+class LayerGroup:
+    """Layers that share row numbers and tables.
+
+    tables: what the next forward of these layers adds; None adds nothing and launches nothing.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.layers: dict[str, LoraLinear | LoraConv2d] = {}
+        self.tables: Tables | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Device bytes of one rank row over all layers."""
+        return sum((layer.k + layer.n) * layer.weight.element_size() for layer in self.layers.values())
+
+    def open(self, size: int, device: torch.device) -> None:
+        """Makes room for `size` rank rows; their arrays are allocated by `write`, when first needed."""
+        self.rows = RowAllocator(size)
+        self._bank = TableBank(device)
+
+    def write(self, rows: Sequence[int], factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
+        """Writes one adapter's factors {module path: (a [r, K], b [r, N], scale)} into `rows` of every layer."""
+        for path, layer in self.layers.items():
+            if layer.pool is None:
+                layer.pool = RankRowPool(
+                    self.rows.size, layer.k, layer.n, dtype=layer.weight.dtype, device=layer.weight.device
+                )
+            if path in factors:
+                layer.pool.write(rows, *factors[path])
+            else:
+                layer.pool.clear(rows)
+
+    @contextmanager
+    def adding(self, blends: Sequence[Entries]) -> Iterator[Tables | None]:
+        """Within it, batch row i of these layers adds the (rank row, scale) pairs blends[i]."""
+        self.tables = self._bank.write(blends)
+        try:
+            yield self.tables
+        finally:
+            self.tables = None
+
+
+class LoraLinear(nn.Linear):
+    """A Linear of the base with its rank rows; its forward without tables is nn.Linear's own."""
+
+    def __init__(self, base: nn.Linear, group: LayerGroup) -> None:
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.group, self.pool = group, cast("RankRowPool | None", None)
+        self.k, self.n = base.in_features, base.out_features
+
+    @property
+    def spec(self) -> ModuleSpec:
+        """What an adapter must fit."""
+        return ModuleSpec("linear", tuple(self.weight.shape))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input [rows, ..., K] to [rows, ..., N]."""
+        if self.group.tables is None or self.pool is None:
+            return F.linear(input, self.weight, self.bias)
+        return lora_linear(input, self.weight, self.bias, self.pool.a, self.pool.b, self.group.tables)
+
+
+class LoraConv2d(nn.Conv2d):
+    """A Conv2d of the base with its rank rows; its forward without tables is nn.Conv2d's own."""
+
+    def __init__(self, base: nn.Conv2d, group: LayerGroup) -> None:
+        super().__init__(
+            base.in_channels,
+            base.out_channels,
+            cast("tuple[int, int]", base.kernel_size),
+            cast("tuple[int, int]", base.stride),
+            cast("tuple[int, int]", base.padding),
+            cast("tuple[int, int]", base.dilation),
+            bias=base.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = base.weight, base.bias
+        self.group, self.pool = group, cast("RankRowPool | None", None)
+        self.k, self.n = self.weight[0].numel(), base.out_channels
+
+    @property
+    def spec(self) -> ModuleSpec:
+        """What an adapter must fit."""
+        return ModuleSpec("conv2d", tuple(self.weight.shape))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input [rows, Cin, H, W] to [rows, N, H', W']."""
+        if self.group.tables is None or self.pool is None:
+            return super().forward(input)
+        return lora_conv2d(
+            input,
+            self.weight,
+            self.bias,
+            self.pool.a,
+            self.pool.b,
+            self.group.tables,
+            stride=cast("tuple[int, int]", self.stride),
+            padding=cast("tuple[int, int]", self.padding),
+            dilation=cast("tuple[int, int]", self.dilation),
+        )
+
+
+def group_of(path: str, layer: nn.Module) -> str:
+    """Name of the layer group that a module path such as `unet.mid_block.attentions.0.proj_in` belongs to."""
+    component, _, rest = path.partition(".")
+    if component != "unet":
+        return component
+    if ".attn1." in rest or ".attn2." in rest:
+        return "unet.attention"
+    if ".ff." in rest or rest.endswith((".proj_in", ".proj_out")):
+        return "unet.feed_forward"
+    return "unet.convolution" if isinstance(layer, nn.Conv2d) else "unet.rest"
+
+
+def wrap(models: Mapping[str, nn.Module]) -> dict[str, LayerGroup]:
+    """Replaces every Linear and Conv2d of {component: model} in place; gives the groups by name.
+
+    Grouped and non-zero-padded convolutions have no rank-row form and stay as they are (Stable Diffusion
+    has none).
+    """
+    groups: dict[str, LayerGroup] = {}
+    for component, model in models.items():
+        for name, layer in list(model.named_modules()):
+            if not isinstance(layer, nn.Linear | nn.Conv2d) or not _adaptable(layer):
+                continue
+            path = f"{component}.{name}"
+            group = groups.setdefault(group_of(path, layer), LayerGroup(group_of(path, layer)))
+            wrapped = LoraLinear(layer, group) if isinstance(layer, nn.Linear) else LoraConv2d(layer, group)
+            model.set_submodule(name, wrapped)
+            group.layers[path] = wrapped
+    return groups
+
+
+def _adaptable(layer: nn.Linear | nn.Conv2d) -> bool:
+    if isinstance(layer, nn.Linear):
+        return True
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

@@ -1,0 +1,62 @@
+"""Everything that can go wrong with a request, as one tree. It knows no gRPC; `interceptors` maps it.
+
+    LoraMuxError
+    ├── InvalidRequest      fields outside their range, every one of them named
+    ├── Incompatible        an adapter that does not fit the base, or a blend that can never fit the pool
+    ├── Busy                the queue is full
+    ├── Draining            the server is stopping
+    ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
+    └── BadBase             a folder that is no Stable Diffusion base (at start)
+
+What the shelf refuses is `loramux_store.errors`.
+"""
+
+from dataclasses import dataclass
+
+
+class LoraMuxError(Exception):
+    """Root of the tree. The message is written for the person who sent the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field at fault: its path (`blend.entries[2].weight`) and what was found and expected."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(LoraMuxError):
+    """Fields outside their range."""
+
+    def __init__(self, violations: tuple[Violation, ...]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = violations
+
+
+class Incompatible(LoraMuxError):
+    """An adapter that does not fit the base, or a blend that no pool of this server holds."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Busy(LoraMuxError):
+    """The queue is full; worth trying again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Draining(LoraMuxError):
+    """The server is stopping and takes nothing new."""
+
+
+class PictureFailed(LoraMuxError):
+    """A picture that could not be finished through no fault of the request's fields."""
+
+
+class BadBase(LoraMuxError):
+    """A folder that is no Stable Diffusion base."""

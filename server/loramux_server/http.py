@@ -1,0 +1,66 @@
+"""The HTTP side: /metrics, /livez, /readyz and /version, on a thread of its own.
+
+Takes a registry and two questions to ask; gives plain text. It knows no request and no engine.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not worth a line."""
+
+
+class AdminServer:
+    """Listens from construction on; `port` is the port it got.
+
+    Raises:
+        OSError: where the address is taken.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        *,
+        version: str,
+        live: Callable[[], bool],
+        ready: Callable[[], bool],
+    ) -> None:
+        metrics = make_wsgi_app(registry)
+
+        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            match environ["PATH_INFO"]:
+                case "/metrics":
+                    return metrics(environ, start_response)
+                case "/livez":
+                    status, text = ("200 OK", "ok") if live() else ("503 Service Unavailable", "engine stopped")
+                case "/readyz":
+                    status, text = ("200 OK", "ok") if ready() else ("503 Service Unavailable", "not ready")
+                case "/version":
+                    status, text = "200 OK", version
+                case _:
+                    status, text = "404 Not Found", "expected /metrics, /livez, /readyz or /version"
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+            return [f"{text}\n".encode()]
+
+        self._server = make_server(host, port, answer, WSGIServer, _Quiet)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._server.server_port
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,176 @@
+"""Around every RPC: errors become statuses with details, calls are counted and logged.
+
+Takes handlers; gives handlers. It knows the two error trees and gRPC's codes, and no message of ours.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from loramux_store import errors as shelf
+
+from loramux_server import errors
+from loramux_server.metrics import Metrics
+
+DOMAIN = "loramux"
+_MAX_TEXT = 1024  # of a message: statuses travel in trailers, which hold about 8 KiB in all
+_MAX_VIOLATIONS = 20
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_Details = tuple[grpc.StatusCode, str, dict[str, str], list[Message]]
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps all four kinds of handlers."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The handler, wrapped; None (unknown methods) stays None."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler.response_streaming:
+            kind = "stream_stream" if handler.request_streaming else "unary_stream"
+            wrapped: Any = self._streaming(getattr(handler, kind), service, method)
+        else:
+            kind = "stream_unary" if handler.request_streaming else "unary_unary"
+            wrapped = self._unary(getattr(handler, kind), service, method)
+        return handler._replace(**{kind: wrapped})
+
+    def _unary(self, behaviour: Any, service: str, method: str) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            with _Call(self._metrics, service, method) as record:
+                try:
+                    return await behaviour(request, context)
+                except Exception as error:
+                    await record.abort(context, error)
+
+        return call
+
+    def _streaming(self, behaviour: Any, service: str, method: str) -> Any:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            with _Call(self._metrics, service, method) as record:
+                try:
+                    async for response in behaviour(request, context):
+                        yield response
+                except Exception as error:
+                    await record.abort(context, error)
+
+        return call
+
+
+class _Call:
+    """Counts and logs one RPC; anything that ends it other than a return or an abort is a cancel."""
+
+    def __init__(self, metrics: Metrics, service: str, method: str) -> None:
+        self._metrics = metrics
+        self._labels = (service, method)
+        self._code = "OK"
+
+    def __enter__(self) -> "_Call":
+        self._started = time.monotonic()
+        self._metrics.rpcs_started.labels(*self._labels).inc()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._code == "OK":
+            self._code = "CANCELLED"
+        seconds = time.monotonic() - self._started
+        self._metrics.rpcs_handled.labels(*self._labels, self._code).inc()
+        self._metrics.rpc_seconds.labels(*self._labels).observe(seconds)
+        _log.info("rpc", service=self._labels[0], method=self._labels[1], code=self._code, seconds=round(seconds, 3))
+
+    async def abort(self, context: Any, error: Exception) -> None:
+        """Ends the RPC with the status of the error."""
+        if isinstance(error, grpc.aio.AbortError):  # a handler of another library chose its own status
+            self._code = context.code().name if context.code() else "UNKNOWN"
+            raise error
+        if isinstance(error, shelf.Refused):
+            self._metrics.upload_failures.labels(error.reason.partition(":")[0]).inc()
+        code, status = to_status(error)
+        self._code = code.name
+        trailer = ("grpc-status-details-bin", status.SerializeToString())
+        await context.abort(code, status.message, (trailer,))
+
+
+def to_status(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """The code and google.rpc.Status of an error: ErrorInfo always, BadRequest and RetryInfo where they fit."""
+    code, reason, metadata, details = _describe(error)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    text = (
+        str(error)
+        if code is not grpc.StatusCode.INTERNAL or isinstance(error, errors.LoraMuxError)
+        else "internal error"
+    )
+    status = status_pb2.Status(code=code.value[0], message=_short(text))
+    for detail in (info, *details):
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return code, status
+
+
+def _describe(error: Exception) -> _Details:
+    code = grpc.StatusCode
+    match error:
+        case errors.InvalidRequest():
+            return code.INVALID_ARGUMENT, "INVALID_FIELD", {}, [_bad_request(error.violations)]
+        case errors.Incompatible():
+            return code.FAILED_PRECONDITION, error.reason, {}, []
+        case errors.Busy():
+            retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=max(1, round(error.retry_after))))
+            return code.RESOURCE_EXHAUSTED, "QUEUE_FULL", {}, [retry]
+        case errors.Draining():
+            return code.UNAVAILABLE, "DRAINING", {}, []
+        case errors.PictureFailed():
+            return code.INTERNAL, "PICTURE_FAILED", {}, []
+        case shelf.NotFound():
+            return code.NOT_FOUND, "ADAPTER_NOT_FOUND", {"adapter": _short(error.ref)}, []
+        case shelf.InvalidArgument():
+            violation = errors.Violation(error.field, _short(str(error)))
+            return code.INVALID_ARGUMENT, "INVALID_FIELD", {}, [_bad_request((violation,))]
+        case shelf.ChecksumMismatch():
+            return code.DATA_LOSS, error.reason, _shortened(error.detail), []
+        case shelf.TooLarge():
+            return code.RESOURCE_EXHAUSTED, error.reason, _shortened(error.detail), []
+        case shelf.Refused():
+            return code.INVALID_ARGUMENT, error.reason, _shortened(error.detail), []
+        case shelf.NoSpace():
+            return code.RESOURCE_EXHAUSTED, "NO_SPACE", {}, []
+        case shelf.DataLoss():
+            return code.DATA_LOSS, "BLOB_DAMAGED", {"blob": error.digest}, []
+        case _:
+            _log.error("an RPC failed", exc_info=error)
+            return code.INTERNAL, "INTERNAL", {}, []
+
+
+def _bad_request(violations: tuple[errors.Violation, ...]) -> error_details_pb2.BadRequest:
+    return error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=_short(v.description, 256))
+            for v in violations[:_MAX_VIOLATIONS]
+        ]
+    )
+
+
+def _shortened(detail: dict[str, str]) -> dict[str, str]:
+    return {key: _short(value, 256) for key, value in list(detail.items())[:8]}
+
+
+def _short(text: str, most: int = _MAX_TEXT) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

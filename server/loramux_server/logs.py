@@ -1,0 +1,38 @@
+"""How the server logs: JSON lines on standard error, from our loggers and everybody else's alike.
+
+Takes a level; sets up logging for the process. It knows nothing else. Prompts are never logged.
+"""
+
+import logging
+import sys
+
+import structlog
+
+_SHARED = (
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+)
+
+
+def configure(level: int) -> None:
+    """Call once, from a command; never at import."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_SHARED,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processor=structlog.processors.JSONRenderer(), foreign_pre_chain=list(_SHARED)
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for chatty in ("alembic", "httpx", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

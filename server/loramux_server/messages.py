@@ -1,0 +1,256 @@
+"""Protobuf messages to the server's frozen values and back, field by field; nothing else.
+
+Together with `service` this is the only place in the server that knows protobuf.
+"""
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2
+from loramux_store.record import (
+    AcceptReport,
+    AdapterRecord,
+    InterpretOptions,
+    Published,
+    UploadSpec,
+    VersionRecord,
+)
+
+from loramux_server import admission
+from loramux_server.admission import BaseFacts
+from loramux_server.errors import InvalidRequest, Violation
+from loramux_server.requests import (
+    BlendEntry,
+    Done,
+    GenerationRequest,
+    ImageReady,
+    Job,
+    Queued,
+    Sampler,
+    Started,
+    Stepped,
+    Timings,
+)
+
+SAMPLERS = {
+    generation_pb2.SAMPLER_DDIM: Sampler.DDIM,
+    generation_pb2.SAMPLER_PNDM: Sampler.PNDM,
+    generation_pb2.SAMPLER_EULER: Sampler.EULER,
+    generation_pb2.SAMPLER_EULER_ANCESTRAL: Sampler.EULER_ANCESTRAL,
+    generation_pb2.SAMPLER_DPMPP_2M: Sampler.DPMPP_2M,
+}
+_SAMPLER_NUMBERS = {sampler: number for number, sampler in SAMPLERS.items()}
+_FORMATS = (generation_pb2.IMAGE_FORMAT_UNSPECIFIED, generation_pb2.IMAGE_FORMAT_PNG)
+
+
+def generation_request(message: generation_pb2.GenerateRequest) -> GenerationRequest:
+    """The request, with None for fields that were left open.
+
+    Raises:
+        InvalidRequest: for an enum number this server does not know.
+    """
+    sampler = None
+    if message.sampler != generation_pb2.SAMPLER_UNSPECIFIED:
+        sampler = SAMPLERS.get(message.sampler)
+        if sampler is None:
+            raise _unknown("sampler", message.sampler, sorted(SAMPLERS))
+    if message.image_format not in _FORMATS:
+        raise _unknown("image_format", message.image_format, _FORMATS)
+    return GenerationRequest(
+        prompt=message.prompt,
+        negative_prompt=message.negative_prompt,
+        blend=tuple(
+            BlendEntry(entry.adapter, entry.weight if entry.HasField("weight") else None)
+            for entry in message.blend.entries
+        ),
+        sampler=sampler,
+        steps=message.steps if message.HasField("steps") else None,
+        guidance_scale=message.guidance_scale if message.HasField("guidance_scale") else None,
+        seed=message.seed if message.HasField("seed") else None,
+        num_images=message.num_images if message.HasField("num_images") else None,
+        width=message.width if message.HasField("width") else None,
+        height=message.height if message.HasField("height") else None,
+    )
+
+
+def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Applied:
+    """Everything the job's pictures depend on."""
+    return generation_pb2.Applied(
+        adapters=[
+            generation_pb2.AppliedAdapter(
+                adapter=weighted.version.adapter,
+                version=weighted.version.number,
+                digest=weighted.version.digest,
+                weight=weighted.weight,
+            )
+            for weighted in job.blend
+        ],
+        seed=job.seed,
+        sampler=_SAMPLER_NUMBERS[job.sampler],
+        steps=job.steps,
+        guidance_scale=job.guidance_scale,
+        width=job.width,
+        height=job.height,
+        base_digest=base.digest,
+        server_version=server_version,
+    )
+
+
+def event(
+    happened: Queued | Started | Stepped | ImageReady | Done, base: BaseFacts, server_version: str
+) -> generation_pb2.GenerateEvent:
+    """One event of a stream."""
+    kinds = generation_pb2.GenerateEvent
+    match happened:
+        case Queued(position):
+            return kinds(queued=kinds.Queued(position=position))
+        case Started(job):
+            return kinds(started=kinds.Started(applied=applied(job, base, server_version)))
+        case Stepped(index, step, total):
+            return kinds(step=kinds.Step(image_index=index, step=step, total=total))
+        case ImageReady():
+            return kinds(image=image(happened))
+        case Done(times):
+            return kinds(done=kinds.Done(timings=timings(times)))
+
+
+def image(ready: ImageReady) -> generation_pb2.Image:
+    """A finished picture."""
+    return generation_pb2.Image(
+        index=ready.index,
+        seed=ready.seed,
+        format=generation_pb2.IMAGE_FORMAT_PNG,
+        width=ready.width,
+        height=ready.height,
+        data=ready.png,
+    )
+
+
+def timings(times: Timings) -> generation_pb2.Timings:
+    """Seconds by phase."""
+    return generation_pb2.Timings(
+        queue_seconds=times.queue,
+        denoise_seconds=times.denoise,
+        decode_seconds=times.decode,
+        total_seconds=times.total,
+    )
+
+
+def server_info(base: BaseFacts, device: str, server_version: str, max_upload: int) -> generation_pb2.ServerInfo:
+    """What this server is and can do."""
+    return generation_pb2.ServerInfo(
+        server_version=server_version,
+        base=base.name,
+        base_digest=base.digest,
+        layout=base.layout_name,
+        layout_digest=base.layout_digest,
+        device=device,
+        samplers=list(SAMPLERS),
+        limits=generation_pb2.Limits(
+            size_multiple=base.size_multiple,
+            max_side=base.max_side,
+            max_steps=admission.MAX_STEPS,
+            max_images=admission.MAX_IMAGES,
+            max_blend_entries=admission.MAX_ENTRIES,
+            max_blend_rank=admission.MAX_RANK,
+            max_upload_bytes=max_upload,
+        ),
+        defaults=generation_pb2.Defaults(
+            sampler=_SAMPLER_NUMBERS[base.sampler],
+            steps=base.steps,
+            guidance_scale=base.guidance_scale,
+            width=base.side,
+            height=base.side,
+        ),
+    )
+
+
+def upload_spec(message: adapter_service_pb2.UploadSpec) -> UploadSpec:
+    """What an upload announces.
+
+    Raises:
+        InvalidRequest: where a required field is missing.
+    """
+    if message.size_bytes <= 0:
+        raise InvalidRequest((Violation("spec.size_bytes", f"is {message.size_bytes}, expected more than 0"),))
+    if not message.sha256:
+        raise InvalidRequest((Violation("spec.sha256", "is empty, expected 64 hexadecimal digits"),))
+    return UploadSpec(
+        name=message.name,
+        size_bytes=message.size_bytes,
+        sha256=message.sha256,
+        layout=message.layout or None,
+        options=InterpretOptions(
+            peft_config=message.peft_config if message.HasField("peft_config") else None,
+            alpha=message.alpha if message.HasField("alpha") else None,
+        ),
+        labels=dict(message.labels),
+        default_weight=message.default_weight if message.HasField("default_weight") else None,
+        trigger_words=tuple(message.trigger_words),
+        description=message.description,
+        validate_only=message.validate_only,
+    )
+
+
+def upload_response(published: Published) -> adapter_service_pb2.UploadAdapterResponse:
+    """How an upload ended."""
+    return adapter_service_pb2.UploadAdapterResponse(
+        version=None if published.version is None else version(published.version),
+        report=report(published.report),
+        created=published.created,
+    )
+
+
+def report(found: AcceptReport) -> adapter_pb2.AcceptReport:
+    """What the store found in a file."""
+    return adapter_pb2.AcceptReport(
+        family=found.family,
+        layout=found.layout_name,
+        evidence=found.evidence,
+        matched=[
+            adapter_pb2.MatchedModule(module=m.module, kind=m.kind, rank=m.rank, scale=m.scale) for m in found.matched
+        ],
+        ignored=[adapter_pb2.IgnoredKey(key=key, reason=reason) for key, reason in found.ignored],
+        warnings=found.warnings,
+    )
+
+
+def adapter(record: AdapterRecord) -> adapter_pb2.Adapter:
+    """A named thing on the shelf."""
+    return adapter_pb2.Adapter(
+        name=record.name,
+        latest_version=version(record.latest_version),
+        labels=record.labels,
+        default_weight=record.default_weight,
+        trigger_words=record.trigger_words,
+        description=record.description,
+        create_time=_timestamp(record.create_time),
+        update_time=_timestamp(record.update_time),
+        delete_time=None if record.delete_time is None else _timestamp(record.delete_time),
+    )
+
+
+def version(record: VersionRecord) -> adapter_pb2.AdapterVersion:
+    """One immutable version."""
+    return adapter_pb2.AdapterVersion(
+        adapter=record.adapter,
+        number=record.number,
+        digest=record.digest,
+        blob_digest=record.blob_digest,
+        size_bytes=record.size_bytes,
+        kind=adapter_pb2.ADAPTER_KIND_LORA,
+        layout=record.layout_name,
+        layout_digest=record.layout_digest,
+        rank=record.rank,
+        create_time=_timestamp(record.create_time),
+    )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
+
+
+def _unknown(field: str, value: int, known: object) -> InvalidRequest:
+    return InvalidRequest((Violation(field, f"is {value}, expected one of {known}"),))

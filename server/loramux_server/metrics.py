@@ -1,0 +1,77 @@
+"""The server's numbers, in one registry of its own.
+
+Takes observations from the runner, the engine, the store's door and the interceptors; gives a registry to
+scrape. It knows no request.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
+_STEP_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+_LOAD_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+_COUNTS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
+
+
+class Metrics:
+    """Every metric the server has, by the names people scrape."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self._most = 0
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"loramux_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"loramux_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"loramux_{name}", text, buckets=buckets, registry=registry)
+
+        self.build_info = gauge("build_info", "Always 1; what is running.", "version", "base", "device")
+        self.engine_up = gauge("engine_up", "1 while the engine's thread runs.")
+        self.requests = counter("requests_total", "Requests that ended, by how.", "outcome")
+        self.images = counter("images_total", "Pictures finished.")
+        self.in_flight = gauge("requests_in_flight", "Requests taken in and not ended.")
+        self.waiting = gauge("images_waiting", "Pictures whose adapters or prompt are not ready.")
+        self.running = gauge("images_running", "Pictures ready to step.")
+        self.queue_seconds = histogram("request_queue_seconds", "Arrival to first step.", _SECONDS)
+        self.request_seconds = histogram("request_seconds", "Arrival to end.", _SECONDS)
+        self.step_seconds = histogram("denoise_step_seconds", "One UNet forward.", _STEP_SECONDS)
+        self.batch_rows = histogram("batch_size", "Rows of a UNet forward.", _COUNTS)
+        self.distinct_blends = histogram(
+            "distinct_blends_per_forward",
+            "Different blends in one UNet forward, counted from the tables handed to the op; rows without "
+            "adapters count as one blend.",
+            _COUNTS,
+        )
+        self.distinct_blends_max = gauge("distinct_blends_per_forward_max", "The most since the start.")
+        self.cache_hits = counter("adapter_cache_hits_total", "Adapters found in the tier.", "tier")
+        self.cache_misses = counter("adapter_cache_misses_total", "Adapters not found in the tier.", "tier")
+        self.cache_evictions = counter("adapter_cache_evictions_total", "Adapters put out of the tier.", "tier")
+        self.resident = gauge("adapters_resident", "Adapters in the tier.", "tier")
+        self.load_seconds = histogram("adapter_load_seconds", "From the store into the pool.", _LOAD_SECONDS)
+        self.upload_bytes = counter("upload_bytes_total", "Bytes of adapter files received.")
+        self.upload_failures = counter("upload_failures_total", "Uploads refused, by reason.", "reason")
+        self.rpcs_started = Counter(
+            "grpc_server_started_total", "RPCs started.", ("grpc_service", "grpc_method"), registry=registry
+        )
+        self.rpcs_handled = Counter(
+            "grpc_server_handled_total",
+            "RPCs ended, by status code.",
+            ("grpc_service", "grpc_method", "grpc_code"),
+            registry=registry,
+        )
+        self.rpc_seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Duration of RPCs.",
+            ("grpc_service", "grpc_method"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def observe_blends(self, distinct: int) -> None:
+        """Different blends in one UNet forward."""
+        self.distinct_blends.observe(distinct)
+        self._most = max(self._most, distinct)
+        self.distinct_blends_max.set(self._most)

@@ -1,0 +1,145 @@
+"""What a request is on its way through the server, and what it hears back: frozen values seen by all.
+
+They know no protobuf, no tensors and no queue.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from loramux_store.record import VersionRecord
+
+
+class Sampler(StrEnum):
+    """Step rules; the values are what people type."""
+
+    DDIM = "ddim"
+    PNDM = "pndm"
+    EULER = "euler"
+    EULER_ANCESTRAL = "euler-a"
+    DPMPP_2M = "dpmpp-2m"
+
+
+@dataclass(frozen=True, slots=True)
+class BlendEntry:
+    """One adapter as asked for: `name` or `name@version`, and a weight or none."""
+
+    adapter: str
+    weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A request as it was sent; None is a field that was left open."""
+
+    prompt: str
+    negative_prompt: str = ""
+    blend: tuple[BlendEntry, ...] = ()
+    sampler: Sampler | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    num_images: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """One adapter of a resolved blend."""
+
+    version: VersionRecord
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An admitted request: every field settled, every adapter resolved to an immutable version."""
+
+    id: str
+    prompt: str
+    negative_prompt: str
+    blend: tuple[Weighted, ...]
+    sampler: Sampler
+    steps: int
+    guidance_scale: float
+    seed: int
+    num_images: int
+    width: int
+    height: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether a picture has an unconditional row beside its conditional one."""
+        return self.guidance_scale > 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKey:
+    """One picture of one job."""
+
+    job: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds on this process's monotonic clock, as the proto names them."""
+
+    queue: float
+    denoise: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Taken in behind `position` pictures."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Adapters are loaded; the first step comes."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """Picture `index` finished `step` of `total` timesteps."""
+
+    index: int
+    step: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReady:
+    """Picture `index` is drawn; `png` is the encoded file."""
+
+    index: int
+    seed: int
+    width: int
+    height: int
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """All pictures were told of."""
+
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job ended with an error."""
+
+    error: Exception
+
+
+Event = Queued | Started | Stepped | ImageReady | Done | Failed
+Listener = Callable[[Event], None]
+"""Hears a job's events in order, from whichever thread; must return at once."""

@@ -1,0 +1,286 @@
+"""The one thread that turns jobs into pictures: plan, step, settle.
+
+Takes jobs and listeners; tells each listener what happens. It joins the scheduler and the engine, which do not
+know each other, and knows no gRPC. Loading adapters and encoding pictures happen on other threads, off the
+tick's way.
+"""
+
+import logging
+import threading
+import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from loramux_server.engine.adapter_cache import Lease
+from loramux_server.engine.engine import Engine, StepResult
+from loramux_server.errors import Draining, PictureFailed
+from loramux_server.metrics import Metrics
+from loramux_server.requests import (
+    Done,
+    Event,
+    Failed,
+    ImageKey,
+    ImageReady,
+    Job,
+    Listener,
+    Queued,
+    Started,
+    Stepped,
+    Timings,
+)
+from loramux_server.scheduler import Item, Scheduler
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A job between arrival and end; times are monotonic seconds."""
+
+    job: Job
+    listener: Listener
+    keys: tuple[ImageKey, ...]
+    arrived: float
+    loading: "Future[Lease] | None" = None
+    lease: Lease | None = None
+    started: float = 0.0
+    denoised: float = 0.0
+    stepping: set[ImageKey] = field(default_factory=lambda: set[ImageKey]())
+    undelivered: int = 0
+
+
+class Runner:
+    """Runs jobs to their end. `submit`, `cancel`, `drain` and `stop` may be called from any thread."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, metrics: Metrics) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._metrics = metrics
+        self._lock = threading.Condition()
+        self._jobs: dict[str, _Running] = {}
+        self._loaded: list[str] = []
+        self._ending: list[tuple[str, Event | None, str]] = []
+        self._draining = False
+        self._stopping = False
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
+
+    def start(self) -> None:
+        """Begins to tick."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the tick thread runs."""
+        return self._thread.is_alive()
+
+    def submit(self, job: Job, listener: Listener) -> None:
+        """Takes a job in; its listener hears Queued, Started, Stepped, ImageReady and Done, or Failed.
+
+        Raises:
+            Busy: the queue is full.
+            Draining: the server is stopping.
+        """
+        scale = self._engine.base.latent_scale
+        keys = tuple(ImageKey(job.id, index) for index in range(job.num_images))
+        bucket = (job.height // scale, job.width // scale)
+        running = _Running(job, listener, keys, time.monotonic(), stepping=set(keys), undelivered=len(keys))
+        with self._lock:
+            if self._draining:
+                raise Draining("the server is stopping and takes no new requests")
+            position = self._scheduler.submit([Item(key, bucket, 1 + job.guided) for key in keys])
+            self._jobs[job.id] = running
+            self._gauge()
+        listener(Queued(position))
+        running.loading = self._engine.load(job)
+        running.loading.add_done_callback(partial(self._on_loaded, job.id))
+
+    def cancel(self, job_id: str) -> None:
+        """Frees the job's rows at the next tick; a job that has ended is left alone."""
+        self._end_soon(job_id, None, "cancelled")
+
+    def drain(self, seconds: float) -> bool:
+        """Takes nothing new and waits until all jobs ended; False where `seconds` were not enough."""
+        with self._lock:
+            self._draining = True
+            return self._lock.wait_for(lambda: not self._jobs, timeout=seconds)
+
+    def stop(self) -> None:
+        """Fails what is left and ends the thread."""
+        with self._lock:
+            self._draining = self._stopping = True
+            self._lock.notify()
+        self._thread.join()
+        for job_id in list(self._jobs):
+            self._fail(job_id, Draining("the server stopped"))
+        self._decoder.shutdown(wait=True)
+        self._engine.close()
+
+    def _run(self) -> None:
+        self._metrics.engine_up.set(1)
+        while not self._stopping:
+            if not self._tick():
+                with self._lock:
+                    self._lock.wait_for(lambda: self._stopping or self._loaded or self._ending, timeout=1.0)
+        self._metrics.engine_up.set(0)
+
+    def _tick(self) -> bool:
+        """One iteration; False where nothing could step."""
+        self._end_asked()
+        self._begin_loaded()
+        with self._lock:
+            plan = self._scheduler.plan()
+        if plan is None:
+            return False
+        try:
+            results = self._engine.step(plan.keys)
+        except Exception:
+            _log.exception("a forward failed")
+            self._fail_all({key.job for key in plan.keys}, PictureFailed("the forward of this picture failed"))
+            return True
+        self._settle(results)
+        return True
+
+    def _settle(self, results: list[StepResult]) -> None:
+        with self._lock:
+            self._scheduler.remove(r.key for r in results if r.latents is not None or r.error is not None)
+        for result in results:
+            running = self._jobs.get(result.key.job)
+            if running is None:
+                continue  # another picture of the job failed in this tick
+            if result.error is not None:
+                self._fail(result.key.job, result.error)
+            else:
+                running.listener(Stepped(result.key.index, result.step, result.total))
+                if result.latents is not None:
+                    self._finish(running, result)
+
+    def _finish(self, running: _Running, result: StepResult) -> None:
+        """A picture made its last step: hand it to the decoder, and its rows back after the last one."""
+        running.stepping.discard(result.key)
+        if not running.stepping:
+            running.denoised = time.monotonic()
+            self._release(running)
+        self._decoder.submit(self._deliver, running, result)
+
+    def _deliver(self, running: _Running, result: StepResult) -> None:
+        """On the decoder's thread: encode the picture, tell of it, and of the end after the last one."""
+        job = running.job
+        if job.id not in self._jobs:
+            return
+        try:
+            assert result.latents is not None
+            png = self._engine.decode(result.latents)
+        except Exception:
+            _log.exception("a picture could not be decoded")
+            error = PictureFailed(f"picture {result.key.index} could not be decoded")
+            self._end_soon(job.id, Failed(error), "failed")
+            return
+        self._metrics.images.inc()
+        index = result.key.index
+        running.listener(ImageReady(index, job.seed + index, job.width, job.height, png))
+        running.undelivered -= 1
+        if running.undelivered == 0:
+            self._end(running, Done(self._timings(running)), "ok")
+
+    def _timings(self, running: _Running) -> Timings:
+        now = time.monotonic()
+        timings = Timings(
+            queue=running.started - running.arrived,
+            denoise=running.denoised - running.started,
+            decode=now - running.denoised,
+            total=now - running.arrived,
+        )
+        self._metrics.queue_seconds.observe(timings.queue)
+        self._metrics.request_seconds.observe(timings.total)
+        return timings
+
+    def _on_loaded(self, job_id: str, _future: "Future[Lease]") -> None:
+        with self._lock:
+            self._loaded.append(job_id)
+            self._lock.notify()
+
+    def _begin_loaded(self) -> None:
+        with self._lock:
+            loaded, self._loaded = self._loaded, []
+        for job_id in loaded:
+            running = self._jobs.get(job_id)
+            if running is not None:
+                self._begin(running)
+
+    def _begin(self, running: _Running) -> None:
+        assert running.loading is not None
+        try:
+            running.lease = running.loading.result()
+            running.listener(Started(running.job))
+            self._engine.begin(running.job, running.lease)
+        except Exception as error:
+            self._fail(running.job.id, error)
+            return
+        running.started = time.monotonic()
+        with self._lock:
+            self._scheduler.ready(running.keys)
+            self._gauge()
+
+    def _end_soon(self, job_id: str, event: Event | None, outcome: str) -> None:
+        """From any thread: has the tick thread end a job, since only that one may touch the engine's pictures."""
+        with self._lock:
+            if job_id in self._jobs:
+                self._ending.append((job_id, event, outcome))
+                self._lock.notify()
+
+    def _end_asked(self) -> None:
+        with self._lock:
+            ending, self._ending = self._ending, []
+        for job_id, event, outcome in ending:
+            running = self._jobs.get(job_id)
+            if running is not None:
+                self._drop(running)
+                self._end(running, event, outcome)
+
+    def _fail_all(self, job_ids: set[str], error: Exception) -> None:
+        for job_id in job_ids:
+            self._fail(job_id, error)
+
+    def _fail(self, job_id: str, error: Exception) -> None:
+        running = self._jobs.get(job_id)
+        if running is not None:
+            self._drop(running)
+            self._end(running, Failed(error), "failed")
+
+    def _drop(self, running: _Running) -> None:
+        """Takes a job's pictures out of the queue and the engine."""
+        with self._lock:
+            self._scheduler.remove(running.keys)
+        self._engine.drop(running.keys)
+        if running.lease is None and running.loading is not None:
+            running.loading.add_done_callback(self._release_late)
+        self._release(running)
+
+    def _release(self, running: _Running) -> None:
+        if running.lease is not None:
+            self._engine.adapters.release(running.lease)
+            running.lease = None
+
+    def _release_late(self, loading: "Future[Lease]") -> None:
+        """A lease that came after its job had ended."""
+        try:
+            self._engine.adapters.release(loading.result())
+        except (Exception, CancelledError):
+            return
+
+    def _end(self, running: _Running, event: Event | None, outcome: str) -> None:
+        with self._lock:
+            if self._jobs.pop(running.job.id, None) is None:
+                return
+            self._gauge()
+            self._lock.notify_all()
+        self._metrics.requests.labels(outcome).inc()
+        if event is not None:
+            running.listener(event)
+
+    def _gauge(self) -> None:
+        self._metrics.in_flight.set(len(self._jobs))
+        self._metrics.waiting.set(self._scheduler.waiting)
+        self._metrics.running.set(self._scheduler.running)

@@ -1,0 +1,177 @@
+"""The two services: messages become values, values become messages.
+
+Takes RPCs; asks admission, the runner and the store. It knows no tensors and raises the error trees as they are
+(`interceptors` gives them status codes). Nothing that blocks runs on the event loop.
+"""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import grpc.aio
+from loramux.v1 import (
+    adapter_pb2,
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    generation_pb2,
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+)
+from loramux_store.store import Store
+
+from loramux_server import messages
+from loramux_server.admission import Admission
+from loramux_server.errors import InvalidRequest, Violation
+from loramux_server.metrics import Metrics
+from loramux_server.requests import Done, Event, Failed, ImageReady, Job
+from loramux_server.runner import Runner
+
+MAX_CHUNK = 1 << 20
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
+    """Draws pictures."""
+
+    def __init__(self, admission: Admission, runner: Runner, server_version: str, device: str, max_upload: int) -> None:
+        self._admission = admission
+        self._runner = runner
+        self._version = server_version
+        self._info = messages.server_info(admission.base, device, server_version, max_upload)
+
+    async def Generate(
+        self,
+        request: generation_pb2.GenerateRequest,
+        context: "grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateResponse]",
+    ) -> generation_pb2.GenerateResponse:
+        """All pictures at once."""
+        job = await self._admit(request)
+        response = generation_pb2.GenerateResponse(applied=messages.applied(job, self._admission.base, self._version))
+        images: list[ImageReady] = []
+        async for happened in self._run(job):
+            if isinstance(happened, ImageReady):
+                images.append(happened)
+            elif isinstance(happened, Done):
+                response.timings.CopyFrom(messages.timings(happened.timings))
+        response.images.extend(messages.image(ready) for ready in sorted(images, key=lambda ready: ready.index))
+        return response
+
+    async def GenerateStream(
+        self,
+        request: generation_pb2.GenerateRequest,
+        context: "grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateEvent]",
+    ) -> AsyncIterator[generation_pb2.GenerateEvent]:
+        """What happens, as it happens."""
+        async for happened in self._run(await self._admit(request)):
+            yield messages.event(happened, self._admission.base, self._version)
+
+    async def GetServerInfo(
+        self,
+        request: generation_service_pb2.GetServerInfoRequest,
+        context: "grpc.aio.ServicerContext[generation_service_pb2.GetServerInfoRequest, generation_pb2.ServerInfo]",
+    ) -> generation_pb2.ServerInfo:
+        """What this server is and can do."""
+        return self._info
+
+    async def _admit(self, request: generation_pb2.GenerateRequest) -> Job:
+        return await asyncio.to_thread(self._admission.admit, messages.generation_request(request))
+
+    async def _run(self, job: Job) -> AsyncIterator[Event]:
+        """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        self._runner.submit(job, functools.partial(loop.call_soon_threadsafe, events.put_nowait))
+        try:
+            while True:
+                happened = await events.get()
+                if isinstance(happened, Failed):
+                    raise happened.error
+                yield happened
+                if isinstance(happened, Done):
+                    return
+        finally:
+            self._runner.cancel(job.id)
+
+
+class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
+    """Keeps adapters. Store calls run on threads of their own: they hash, parse and wait for the disk."""
+
+    def __init__(self, store: Store, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
+
+    async def UploadAdapter(
+        self,
+        request_iterator: AsyncIterator[adapter_service_pb2.UploadAdapterRequest],
+        context: "grpc.aio.ServicerContext[adapter_service_pb2.UploadAdapterRequest, adapter_service_pb2.UploadAdapterResponse]",
+    ) -> adapter_service_pb2.UploadAdapterResponse:
+        """A file becomes a version, or nothing is left of it."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("message") != "spec":
+            raise InvalidRequest((Violation("spec", "is missing, expected in the first message"),))
+        upload = await self._call(self._store.begin_upload, messages.upload_spec(first.spec))
+        try:
+            async for message in request_iterator:
+                await self._call(upload.write, _chunk(message))
+                self._metrics.upload_bytes.inc(len(message.chunk))
+            return messages.upload_response(await self._call(upload.commit))
+        finally:
+            await asyncio.shield(self._call(upload.abort))  # nothing to abort after a commit
+
+    async def GetAdapter(
+        self,
+        request: adapter_service_pb2.GetAdapterRequest,
+        context: "grpc.aio.ServicerContext[adapter_service_pb2.GetAdapterRequest, adapter_pb2.Adapter]",
+    ) -> adapter_pb2.Adapter:
+        """One adapter by name."""
+        return messages.adapter(await self._call(self._store.get_adapter, request.name))
+
+    async def ListAdapters(
+        self,
+        request: adapter_service_pb2.ListAdaptersRequest,
+        context: "grpc.aio.ServicerContext[adapter_service_pb2.ListAdaptersRequest, adapter_service_pb2.ListAdaptersResponse]",
+    ) -> adapter_service_pb2.ListAdaptersResponse:
+        """A page of adapters."""
+        page = await self._call(self._store.list_adapters, request.page_size, request.page_token)
+        return adapter_service_pb2.ListAdaptersResponse(
+            adapters=[messages.adapter(record) for record in page.items], next_page_token=page.next_page_token
+        )
+
+    async def ListVersions(
+        self,
+        request: adapter_service_pb2.ListVersionsRequest,
+        context: "grpc.aio.ServicerContext[adapter_service_pb2.ListVersionsRequest, adapter_service_pb2.ListVersionsResponse]",
+    ) -> adapter_service_pb2.ListVersionsResponse:
+        """A page of versions, newest first."""
+        page = await self._call(self._store.list_versions, request.name, request.page_size, request.page_token)
+        return adapter_service_pb2.ListVersionsResponse(
+            versions=[messages.version(record) for record in page.items], next_page_token=page.next_page_token
+        )
+
+    async def DeleteAdapter(
+        self,
+        request: adapter_service_pb2.DeleteAdapterRequest,
+        context: "grpc.aio.ServicerContext[adapter_service_pb2.DeleteAdapterRequest, adapter_pb2.Adapter]",
+    ) -> adapter_pb2.Adapter:
+        """Takes an adapter off the shelf."""
+        return messages.adapter(await self._call(self._store.delete_adapter, request.name))
+
+    def close(self) -> None:
+        """Ends the store's threads."""
+        self._threads.shutdown(wait=True)
+
+    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, functools.partial(function, *args, **kwargs))
+
+
+def _chunk(message: adapter_service_pb2.UploadAdapterRequest) -> bytes:
+    if message.WhichOneof("message") != "chunk":
+        raise InvalidRequest((Violation("chunk", "is missing, expected in every message after the first"),))
+    if not 0 < len(message.chunk) <= MAX_CHUNK:
+        raise InvalidRequest((Violation("chunk", f"has {len(message.chunk)} bytes, expected 1 to {MAX_CHUNK}"),))
+    return message.chunk

@@ -1,0 +1,280 @@
+"""A server that answers from a script and remembers what it was asked, and both clients on it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]
+from grpc_status import rpc_status
+
+from loramux.v1 import (
+    adapter_pb2,
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    generation_pb2,
+    generation_service_pb2_grpc,
+)
+from loramux_client import AsyncClient, Client
+
+PNG = b"\x89PNG picture"
+
+
+@dataclass
+class FakeServer:
+    """What the servicers do and what they saw."""
+
+    target: str = ""
+    requests: list[Any] = field(default_factory=list[Any])
+    chunks: list[bytes] = field(default_factory=list[bytes])
+    names: list[str] = field(default_factory=lambda: [f"a{i}" for i in range(7)])
+    page: int = 3
+    padding: bytes = b""
+    failure: tuple[grpc.StatusCode, str, list[Message]] | None = None
+    failures_left: int = -1
+    refuse_upload_after: int | None = None
+    hang_in_upload: bool = False
+    steps_before_hanging: int | None = None
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fail(self, code: grpc.StatusCode, message: str, *details: Message, times: int = -1) -> None:
+        self.failure, self.failures_left = (code, message, list(details)), times
+
+    async def check(self, request: Any, context: Any) -> None:
+        """Remembers the request, and fails it where the script says so."""
+        self.requests.append(request)
+        if self.failure is not None and self.failures_left != 0:
+            self.failures_left -= 1
+            await refuse(context, *self.failure)
+
+    async def hang(self) -> None:
+        """Waits for the cancellation that the test is about."""
+        self.started.set()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+async def refuse(context: Any, code: grpc.StatusCode, message: str, details: list[Message]) -> None:
+    packed = [any_pb2.Any() for _ in details]
+    for box, detail in zip(packed, details, strict=True):
+        box.Pack(detail)
+    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
+    if details:
+        await context.abort_with_status(rpc_status.to_status(status))  # pyright: ignore[reportUnknownMemberType]
+    await context.abort(code, message)
+
+
+def applied(request: generation_pb2.GenerateRequest) -> generation_pb2.Applied:
+    return generation_pb2.Applied(
+        adapters=[
+            generation_pb2.AppliedAdapter(
+                adapter=e.adapter.partition("@")[0], version=2, digest="d" * 64, weight=e.weight
+            )
+            for e in request.blend.entries
+        ],
+        seed=request.seed,
+        sampler=generation_pb2.SAMPLER_EULER_ANCESTRAL,
+        steps=request.steps or 20,
+        guidance_scale=3.0,
+        width=64,
+        height=64,
+        base_digest="b" * 64,
+        server_version="1.2.3",
+    )
+
+
+def image(request: generation_pb2.GenerateRequest, index: int, padding: bytes = b"") -> generation_pb2.Image:
+    return generation_pb2.Image(
+        index=index,
+        seed=request.seed + index,
+        format=generation_pb2.IMAGE_FORMAT_PNG,
+        width=64,
+        height=64,
+        data=PNG + bytes([index]) + padding,
+    )
+
+
+TIMINGS = generation_pb2.Timings(queue_seconds=1, denoise_seconds=2, decode_seconds=3, total_seconds=6)
+
+
+class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+
+    async def Generate(self, request: Any, context: Any) -> generation_pb2.GenerateResponse:
+        await self.server.check(request, context)
+        if self.server.steps_before_hanging is not None:
+            await self.server.hang()
+        count = request.num_images or 1
+        return generation_pb2.GenerateResponse(
+            images=[image(request, i, self.server.padding) for i in range(count)],
+            applied=applied(request),
+            timings=TIMINGS,
+        )
+
+    async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[generation_pb2.GenerateEvent]:
+        event = generation_pb2.GenerateEvent
+        await self.server.check(request, context)
+        yield event(queued=event.Queued(position=4))
+        yield event(started=event.Started(applied=applied(request)))
+        yield event()  # something a newer server tells
+        for step in range(1, 4):
+            yield event(step=event.Step(image_index=0, step=step, total=3))
+            if step == self.server.steps_before_hanging:
+                await self.server.hang()
+        for index in range(request.num_images or 1):
+            yield event(image=image(request, index))
+        yield event(done=event.Done(timings=TIMINGS))
+
+    async def GetServerInfo(self, request: Any, context: Any) -> generation_pb2.ServerInfo:
+        await self.server.check(request, context)
+        return generation_pb2.ServerInfo(
+            server_version="1.2.3",
+            base="tiny",
+            device="cpu",
+            samplers=[generation_pb2.SAMPLER_DDIM, 99],  # pyright: ignore[reportArgumentType]
+            limits=generation_pb2.Limits(max_side=512),
+            defaults=generation_pb2.Defaults(sampler=generation_pb2.SAMPLER_DPMPP_2M, steps=20),
+        )
+
+
+def adapter(name: str) -> adapter_pb2.Adapter:
+    made = adapter_pb2.Adapter(name=name, latest_version=version(name, 2), trigger_words=["w"])
+    made.labels["k"] = "v"
+    made.create_time.FromSeconds(1_000_000_000)
+    return made
+
+
+def version(name: str, number: int) -> adapter_pb2.AdapterVersion:
+    return adapter_pb2.AdapterVersion(
+        adapter=name,
+        number=number,
+        digest="d" * 64,
+        size_bytes=3000,
+        kind=adapter_pb2.ADAPTER_KIND_LORA,
+        layout="tiny",
+        rank=8,
+    )
+
+
+class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+
+    async def UploadAdapter(self, request_iterator: Any, context: Any) -> Any:
+        spec = None
+        async for request in request_iterator:
+            if spec is None:
+                spec = request.spec
+                await self.server.check(spec, context)
+                continue
+            self.server.chunks.append(request.chunk)
+            if self.server.hang_in_upload:
+                await self.server.hang()
+            if len(self.server.chunks) == self.server.refuse_upload_after:
+                await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too large", [])
+        assert spec is not None
+        report = adapter_pb2.AcceptReport(
+            family="kohya",
+            layout="tiny",
+            evidence=["shapes"],
+            matched=[adapter_pb2.MatchedModule(module="m", kind="linear", rank=8, scale=1)],
+            ignored=[adapter_pb2.IgnoredKey(key="k", reason="r")],
+            warnings=["look"],
+        )
+        response = adapter_service_pb2.UploadAdapterResponse(report=report)
+        if not spec.validate_only:
+            response.version.CopyFrom(version(spec.name, 1))
+            response.created = True
+        return response
+
+    async def GetAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
+        await self.server.check(request, context)
+        return adapter(request.name)
+
+    async def ListAdapters(self, request: Any, context: Any) -> Any:
+        await self.server.check(request, context)
+        items, token = self._page(self.server.names, request.page_token)
+        return adapter_service_pb2.ListAdaptersResponse(
+            adapters=[adapter(name) for name in items], next_page_token=token
+        )
+
+    async def ListVersions(self, request: Any, context: Any) -> Any:
+        await self.server.check(request, context)
+        items, token = self._page(list(range(5, 0, -1)), request.page_token)
+        return adapter_service_pb2.ListVersionsResponse(
+            versions=[version(request.name, number) for number in items], next_page_token=token
+        )
+
+    async def DeleteAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
+        await self.server.check(request, context)
+        return adapter(request.name)
+
+    def _page(self, items: list[Any], token: str) -> tuple[list[Any], str]:
+        start = int(token or 0)
+        end = start + self.server.page
+        return items[start:end], str(end) if end < len(items) else ""
+
+
+def health_handler(server: FakeServer) -> Any:
+    async def check(request: bytes, context: Any) -> bytes:
+        await server.check(request, context)
+        return {b"": b"\x08\x01", b"\x0a\x04down": b"\x08\x02"}[request]
+
+    method = grpc.unary_unary_rpc_method_handler
+    return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method(check)})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    fake = FakeServer()
+    running = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    # The generated *_pb2_grpc.py carry no types.
+    for module, servicer in (
+        (generation_service_pb2_grpc, FakeGeneration(fake)),
+        (adapter_service_pb2_grpc, FakeAdapters(fake)),
+    ):
+        base = type(servicer).__mro__[1].__name__
+        getattr(module, f"add_{base}_to_server")(servicer, running)
+    running.add_generic_rpc_handlers((health_handler(fake),))
+    fake.target = f"127.0.0.1:{running.add_insecure_port('127.0.0.1:0')}"
+    await running.start()
+    yield fake
+    await running.stop(None)
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "aio"])
+async def ask(request: pytest.FixtureRequest, server: FakeServer) -> AsyncIterator[Ask]:
+    """Calls a method by name on one of the clients; lists what an iterator gives."""
+    if request.param == "sync":
+        with Client(server.target) as client:
+
+            def call(method: str, *args: Any, **kwargs: Any) -> Any:
+                result = getattr(client, method)(*args, **kwargs)
+                return list(result) if inspect.isgenerator(result) else result
+
+            yield lambda *args, **kwargs: asyncio.to_thread(call, *args, **kwargs)
+        return
+    async with AsyncClient(server.target) as client:
+
+        async def acall(method: str, *args: Any, **kwargs: Any) -> Any:
+            result = getattr(client, method)(*args, **kwargs)
+            if inspect.isasyncgen(result):
+                return [item async for item in result]
+            return await result
+
+        yield acall

@@ -1,0 +1,304 @@
+"""The command line: what it sends, prints and exits with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
+
+from loramux_client import cli
+from loramux_client.commands import installed
+from loramux_client.commands.generate import numbered
+from loramux_client.errors import InvalidArgument
+from loramux_client.pictures import Use
+from loramux_client.settings import DEFAULT_SERVER, read_settings
+from loramux_client.shelf import name_of
+from loramux_client.terminal import plain
+
+
+async def run(server: Any, *arguments: str) -> int:
+    return await asyncio.to_thread(cli.main, [*arguments, "--server", server.target])
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("text", "use"),
+    [
+        ("ink", Use("ink")),
+        ("ink=0.8", Use("ink", 0.8)),
+        ("ink@3=-1", Use("ink@3", -1.0)),
+        ("ink@stable", Use("ink@stable")),
+    ],
+)
+def test_a_use_reads_name_version_weight(text: str, use: Use) -> None:
+    assert Use.parse(text) == use
+
+
+@pytest.mark.parametrize("text", ["", "=1", "ink=", "ink=much", "ink=0.8=1"])
+def test_a_use_refuses_the_rest(text: str) -> None:
+    with pytest.raises(ValueError, match=r"names no adapter|is not a number"):
+        Use.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("ink.safetensors", "ink"),
+        ("/a/My Ink (v2)!.safetensors", "my-ink-v2"),
+        ("_x_.safetensors", "x"),
+        ("a" * 63 + "-bc.safetensors", "a" * 63),
+    ],
+)
+def test_a_files_name_becomes_a_valid_one(file: str, name: str) -> None:
+    assert name_of(file) == name
+
+
+def test_a_file_without_a_usable_name_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        name_of("墨.safetensors")
+
+
+def test_the_server_is_named_by_the_environment() -> None:
+    assert read_settings({}).server == read_settings({"LORAMUX_SERVER": ""}).server
+    assert read_settings({}).server == DEFAULT_SERVER
+    assert read_settings({"LORAMUX_SERVER": "h:1"}).server == "h:1"
+
+
+def test_several_pictures_are_numbered() -> None:
+    assert numbered(Path("d/a.png"), 0, 1) == Path("d/a.png")
+    assert numbered(Path("d/a.png"), 2, 3) == Path("d/a-2.png")
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert plain("a\x1b[31m\nb") == "a [31m b"
+
+
+# Commands.
+
+
+async def test_generate_writes_pictures_and_says_what_was_applied(
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "a.png"
+    options = ["--adapter", "ink@2=0.5", "--adapter", "noto", "--seed", "7", "--num-images", "2"]
+    sampling = ["--steps", "3", "--guidance", "2", "--sampler", "euler-a", "--negative", "dog"]
+    status = await run(server, "generate", "a cat", *options, *sampling, "-o", str(output))
+    assert status == 0
+    request = server.requests[0]
+    assert (request.prompt, request.negative_prompt, request.seed) == ("a cat", "dog", 7)
+    assert [(e.adapter, e.weight) for e in request.blend.entries] == [("ink@2", 0.5), ("noto", 0)]
+    assert not request.blend.entries[1].HasField("weight")
+    assert not request.HasField("width")
+    assert sorted(p.name for p in output.parent.iterdir()) == ["a-0.png", "a-1.png"]
+    assert (output.parent / "a-1.png").read_bytes() == b"\x89PNG picture\x01"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("applied ink@2=0.5 (dddddddddddd) + noto@2=0")
+    assert "seed 7" in last
+
+
+async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, config = tmp_path / "Ink.safetensors", tmp_path / "adapter_config.json"
+    file.write_bytes(b"bytes")
+    config.write_text('{"r": 8}')
+    notes = ["--label", "by=me", "--label", "a=b=c", "--trigger", "inky", "--description", "d"]
+    reading = ["--peft-config", str(config), "--alpha", "4", "--default-weight", "0.5"]
+    assert await run(server, "adapters", "push", str(file), *notes, *reading) == 0
+    spec = server.requests[0]
+    assert (spec.name, spec.peft_config, spec.alpha) == ("ink", '{"r": 8}', 4)
+    assert dict(spec.labels) == {"by": "me", "a": "b=c"}
+    assert (spec.default_weight, list(spec.trigger_words), spec.description) == (0.5, ["inky"], "d")
+    shown = capsys.readouterr()
+    assert "pushed ink@1" in shown.out
+    assert "acts on 1 modules, rank 8" in shown.out
+    assert "ignored k: r" in shown.out
+    assert "warning: look" in shown.err
+
+
+async def test_check_publishes_nothing(server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "ink.safetensors"
+    file.write_bytes(b"bytes")
+    assert await run(server, "adapters", "check", str(file)) == 0
+    assert server.requests[0].validate_only
+
+
+async def test_list_shows_every_page(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "list") == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in server.names)
+    assert await run(server, "adapters", "list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in listed] == server.names
+    assert listed[0]["latest_version"]["digest"] == "d" * 64
+    assert listed[0]["create_time"] == "2001-09-09T01:46:40+00:00"
+
+
+async def test_show_lists_versions(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "show", "ink") == 0
+    assert "trigger words   w" in capsys.readouterr().out
+    assert await run(server, "adapters", "show", "ink", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [version["number"] for version in shown["versions"]] == [5, 4, 3, 2, 1]
+
+
+async def test_rm_deletes(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "rm", "ink") == 0
+    assert server.requests[0].name == "ink"
+    assert capsys.readouterr().out == "removed ink\n"
+
+
+async def test_info_shows_the_server(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "info") == 0
+    assert "limits.max_side" in capsys.readouterr().out
+    assert await run(server, "info", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["base"] == "tiny"
+
+
+async def test_healthcheck_tells_by_its_status(server: Any) -> None:
+    assert await run(server, "healthcheck") == 0
+    assert await run(server, "healthcheck", "--service", "down") == 1
+    assert await asyncio.to_thread(cli.main, ["healthcheck", "--server", "127.0.0.1:1"]) == 1
+
+
+# Failures.
+
+
+async def test_a_refusal_is_one_line_and_one_for_each_violation(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation(field="steps", description="too many")
+    bad = error_details_pb2.BadRequest(field_violations=[violation])
+    server.fail(grpc.StatusCode.INVALID_ARGUMENT, "steps is 999", bad)
+    assert await run(server, "generate", "x", "--steps", "999") == 1
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == ["loramux: steps is 999", "  steps: too many"]
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bogus"],
+        ["generate"],
+        ["generate", "x", "--adapter", "ink=much"],
+        ["generate", "x", "--sampler", "heun"],
+        ["generate", "x", "--steps", "many"],
+        ["adapters", "push", "f", "--label", "nothing"],
+        ["adapters", "bogus"],
+    ],
+)
+def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("loramux: ")
+
+
+async def test_a_missing_file_is_one_line(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "push", "/nowhere/x.safetensors") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/nowhere/x.safetensors" in line
+
+
+async def test_ctrl_c_cancels_the_call_and_exits_with_130(server: Any, tmp_path: Path) -> None:
+    server.steps_before_hanging = 1
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "loramux_client.cli", "generate", "x"]
+    process = subprocess.Popen(
+        [*command, "--server", server.target],
+        cwd=tmp_path,
+        env=where,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    await asyncio.wait_for(server.started.wait(), 20)
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(server.cancelled.wait(), 10)
+    _, shown = await asyncio.to_thread(process.communicate, timeout=10)
+    assert process.returncode == 130
+    assert shown == "loramux: interrupted\n"
+
+
+# Commands of other packages.
+
+PLUGIN = '''
+import sys
+sys.modules["loaded-by-a-test"] = sys
+def serve(*, port: int = 1) -> int:
+    """Serve, really."""
+    return port
+'''
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Entry points: one that works, one that needs what is not installed."""
+    (tmp_path / "loramux_plugin.py").write_text(PLUGIN)
+    (tmp_path / "loramux_lacking.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    points = [
+        EntryPoint(name="serve", value="loramux_plugin:serve", group=installed.GROUP),
+        EntryPoint(name="train", value="loramux_lacking:train", group=installed.GROUP),
+    ]
+    monkeypatch.setattr(installed, "entry_points", lambda group: points)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    yield
+    for name in ("loramux_plugin", "loramux_lacking", "loaded-by-a-test"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("plugins")
+def test_installed_commands_are_listed_without_being_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["--help"]) == 0
+    assert cli.main(["bogus"]) == 2
+    shown = capsys.readouterr().out
+    assert "Serve pictures over gRPC." in shown
+    assert "train" in shown
+    assert "loramux_plugin" not in sys.modules
+
+
+@pytest.mark.usefixtures("plugins")
+def test_an_installed_command_reads_its_own_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--port", "7"]) == 7
+    assert cli.main(["serve", "--port", "seven"]) == 2
+    assert cli.main(["serve", "--help"]) == 0
+    assert "Serve, really." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no_such_package_at_all" in line
+    assert "pip install 'loramux[lacking]'" in line
+
+
+# The plain install.
+
+
+def test_the_client_imports_nothing_heavy_and_help_is_quick() -> None:
+    code = (
+        "import sys, loramux_client.cli as cli; status = cli.main(['--help']);"
+        "heavy = {'torch', 'numpy', 'PIL', 'diffusers', 'loramux_server',"
+        " 'loramux_store', 'loramux_kernels', 'loramux_train', 'pydantic'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: loramux" in done.stdout
+    # 0.35 s on an idle core; the bound is for a busy one.
+    assert time.monotonic() - begun < 5

@@ -1,0 +1,349 @@
+"""Both clients, through the same cases."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+from contextlib import aclosing, closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
+
+from loramux.v1 import generation_pb2
+from loramux_client import AsyncClient, Client, Use, errors
+from loramux_client.pictures import Done, ImageReady, Queued, Started, Step
+from loramux_client.server_info import Health
+from loramux_client.upload_source import CHUNK_BYTES
+
+
+def test_the_clients_have_the_same_methods_with_the_same_parameters() -> None:
+    def face(client: type[Any]) -> dict[str, list[tuple[str, Any]]]:
+        return {
+            name: [(p.name, p.annotation) for p in inspect.signature(method).parameters.values()]
+            for name, method in inspect.getmembers(client, inspect.isfunction)
+            if not name.startswith("_") or name == "__init__"
+        }
+
+    assert face(Client) == face(AsyncClient)
+
+
+async def test_generate_sends_only_what_was_said(ask: Any, server: Any) -> None:
+    await ask("generate", "a red apple")
+    assert server.requests == [generation_pb2.GenerateRequest(prompt="a red apple")]
+
+
+async def test_generate_sends_everything_and_reads_everything(ask: Any, server: Any) -> None:
+    made = await ask(
+        "generate",
+        "cat",
+        adapters=[Use("ink@3", -0.5), "noto"],
+        negative_prompt="dog",
+        sampler="euler-a",
+        steps=3,
+        guidance_scale=0.0,
+        seed=7,
+        num_images=2,
+        width=64,
+        height=128,
+    )
+    entry = generation_pb2.BlendEntry
+    blend = [entry(adapter="ink@3", weight=-0.5), entry(adapter="noto")]
+    assert server.requests == [
+        generation_pb2.GenerateRequest(
+            prompt="cat",
+            negative_prompt="dog",
+            blend=generation_pb2.Blend(entries=blend),
+            sampler=generation_pb2.SAMPLER_EULER_ANCESTRAL,
+            steps=3,
+            guidance_scale=0.0,
+            seed=7,
+            num_images=2,
+            width=64,
+            height=128,
+        )
+    ]
+    assert [(i.index, i.seed, i.format, i.data[:4]) for i in made.images] == [
+        (0, 7, "png", b"\x89PNG"),
+        (1, 8, "png", b"\x89PNG"),
+    ]
+    assert made.applied.sampler == "euler-a"
+    assert [(a.adapter, a.version, a.weight) for a in made.applied.adapters] == [
+        ("ink", 2, -0.5),
+        ("noto", 2, 0.0),
+    ]
+    assert made.timings.total == 6
+
+
+async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
+    await ask("generate", "", adapters={"ink": 0.8, "noto": None})
+    first, second = server.requests[0].blend.entries
+    assert (first.adapter, first.weight, second.adapter) == ("ink", 0.8, "noto")
+    assert not second.HasField("weight")
+
+
+@pytest.mark.parametrize(
+    ("asking", "where"),
+    [
+        ({"steps": 2**40}, "steps"),
+        ({"seed": 1.5}, "seed"),
+        ({"sampler": "heun"}, "sampler"),
+        ({"adapters": [Use("a"), Use("b", "much")]}, "blend.entries[1].weight"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+async def test_what_cannot_be_sent_is_an_invalid_argument(ask: Any, asking: dict[str, Any], where: str) -> None:
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await ask("generate", "", **asking)
+    assert [v.field for v in caught.value.violations] == [where]
+
+
+async def test_stream_tells_what_happens_and_skips_what_it_does_not_know(ask: Any) -> None:
+    events = await ask("stream", "cat", seed=1, num_images=2)
+    kinds = [Queued, Started, Step, Step, Step, ImageReady, ImageReady, Done]
+    assert [type(event) for event in events] == kinds
+    assert events[0] == Queued(4)
+    assert events[2] == Step(image_index=0, step=1, total=3)
+    assert events[-2].image.seed == 2
+
+
+async def test_lists_come_whole_from_all_pages(ask: Any, server: Any) -> None:
+    found = await ask("list_adapters")
+    assert [one.name for one in found] == server.names
+    assert [request.page_token for request in server.requests] == ["", "3", "6"]
+    assert found[0].create_time == datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+    assert found[0].update_time is None
+    assert found[0].default_weight is None
+    versions = await ask("list_versions", "a1")
+    assert [(v.adapter, v.number) for v in versions] == [("a1", n) for n in (5, 4, 3, 2, 1)]
+
+
+async def test_get_and_delete_name_the_adapter(ask: Any, server: Any) -> None:
+    assert (await ask("get_adapter", "ink")).latest_version.kind == "lora"
+    assert (await ask("delete_adapter", "ink")).labels == {"k": "v"}
+    assert [request.name for request in server.requests] == ["ink", "ink"]
+
+
+async def test_server_info_keeps_samplers_it_does_not_know(ask: Any) -> None:
+    info = await ask("server_info")
+    assert info.samplers == ("ddim", "unknown-99")
+    assert (info.base, info.limits.max_side, info.defaults.sampler) == ("tiny", 512, "dpmpp-2m")
+
+
+async def test_health_speaks_grpc_health_v1(ask: Any) -> None:
+    assert await ask("health") is Health.SERVING
+    assert await ask("health", "down") is Health.NOT_SERVING
+
+
+# Uploads.
+
+
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES, CHUNK_BYTES * 2 + 5])
+@pytest.mark.parametrize("from_file", [True, False])
+async def test_upload_sends_the_spec_then_every_byte(
+    ask: Any, server: Any, tmp_path: Path, size: int, from_file: bool
+) -> None:
+    content = bytes(i % 251 for i in range(size))
+    source: Any = content
+    if from_file:
+        source = tmp_path / "My Ink!.safetensors"
+        source.write_bytes(content)
+    told: list[tuple[int, int]] = []
+
+    def tell(sent: int, total: int) -> None:
+        told.append((sent, total))
+
+    uploaded = await ask(
+        "upload",
+        source,
+        None if from_file else "my-ink",
+        progress=tell,
+        alpha=4.0,
+        labels={"by": "me"},
+        trigger_words=["inky"],
+        default_weight=0.0,
+    )
+    spec = server.requests[0]
+    assert (spec.name, spec.size_bytes) == ("my-ink", size)
+    assert spec.sha256 == hashlib.sha256(content).hexdigest()
+    assert (spec.alpha, dict(spec.labels), list(spec.trigger_words)) == (4, {"by": "me"}, ["inky"])
+    assert spec.HasField("default_weight")
+    assert not spec.HasField("peft_config")
+    assert b"".join(server.chunks) == content
+    assert max(map(len, server.chunks)) <= CHUNK_BYTES
+    assert [sent for sent, _ in told] == sorted(sent for sent, _ in told)
+    assert told[-1] == (size, size)
+    assert uploaded.version.number == 1
+    assert uploaded.created
+    assert uploaded.report.matched[0].rank == 8
+
+
+async def test_validate_only_publishes_nothing(ask: Any, server: Any) -> None:
+    uploaded = await ask("upload", b"x", "x", validate_only=True)
+    assert server.requests[0].validate_only
+    assert uploaded.version is None
+    assert uploaded.report.warnings == ("look",)
+
+
+async def test_a_refusal_in_the_middle_of_an_upload_is_told(ask: Any, server: Any) -> None:
+    server.refuse_upload_after = 2
+    with pytest.raises(errors.ResourceExhausted, match="too large"):
+        await ask("upload", bytes(CHUNK_BYTES * 40), "big")
+    assert len(server.chunks) < 40
+
+
+async def test_a_progress_callback_that_raises_ends_the_upload(ask: Any, server: Any) -> None:
+    def stop(sent: int, total: int) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        await ask("upload", b"xyz", "x", progress=stop)
+    assert server.chunks == []
+
+
+async def test_cancelling_the_task_ends_its_upload(server: Any) -> None:
+    server.hang_in_upload = True
+    async with AsyncClient(server.target) as client:
+        task = asyncio.create_task(client.upload(bytes(CHUNK_BYTES * 40), "big"))
+        await asyncio.wait_for(server.started.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(server.cancelled.wait(), 5)
+
+
+async def test_a_missing_file_is_an_os_error(ask: Any, server: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await ask("upload", tmp_path / "none.safetensors")
+    assert server.requests == []
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidArgument),
+        (grpc.StatusCode.NOT_FOUND, errors.NotFound),
+        (grpc.StatusCode.ALREADY_EXISTS, errors.AlreadyExists),
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.FailedPrecondition),
+        (grpc.StatusCode.ABORTED, errors.Aborted),
+        (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRange),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.ResourceExhausted),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.PermissionDenied),
+        (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
+        (grpc.StatusCode.DATA_LOSS, errors.DataLoss),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
+        (grpc.StatusCode.CANCELLED, errors.Cancelled),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.Unimplemented),
+        (grpc.StatusCode.INTERNAL, errors.Internal),
+        (grpc.StatusCode.UNKNOWN, errors.Internal),
+    ],
+)
+@pytest.mark.parametrize("method", ["generate", "stream"])
+async def test_each_code_has_its_class(
+    ask: Any, server: Any, code: grpc.StatusCode, kind: type[Exception], method: str
+) -> None:
+    server.fail(code, "because", error_details_pb2.ErrorInfo(reason="R", domain="loramux"))
+    with pytest.raises(kind, match="because") as caught:
+        await ask(method, "")
+    assert type(caught.value) is kind
+
+
+async def test_details_become_attributes(ask: Any, server: Any) -> None:
+    info = error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="loramux", metadata={"waiting": "9"})
+    violation = error_details_pb2.BadRequest.FieldViolation(field="steps", description="too\nmany")
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(1500)
+    bad = error_details_pb2.BadRequest(field_violations=[violation])
+    server.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full", info, bad, retry)
+    with pytest.raises(errors.ResourceExhausted) as caught:
+        await ask("generate", "")
+    error = caught.value
+    assert (error.message, error.reason, error.retry_after) == ("queue is full", "QUEUE_FULL", 1.5)
+    assert error.metadata == {"waiting": "9"}
+    assert error.violations == (errors.Violation("steps", "too\nmany"),)
+    assert error.lines() == ["queue is full (try again in 1.5 s)", "  steps: too many"]
+
+
+async def test_nobody_there_is_unavailable_and_names_the_target() -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(errors.Unavailable, match=r"no answer from a server at 127.0.0.1:1"):
+            await client.health()
+    with Client("127.0.0.1:1") as client, pytest.raises(errors.Unavailable, match=r"127\.0"):
+        await asyncio.to_thread(client.health)
+
+
+async def test_only_safe_calls_are_tried_again(ask: Any, server: Any) -> None:
+    server.fail(grpc.StatusCode.UNAVAILABLE, "draining", times=1)
+    assert (await ask("get_adapter", "ink")).name == "ink"
+    assert len(server.requests) == 2
+    server.fail(grpc.StatusCode.UNAVAILABLE, "draining", times=1)
+    with pytest.raises(errors.Unavailable):
+        await ask("delete_adapter", "ink")
+    assert len(server.requests) == 3
+
+
+async def test_a_deadline_ends_the_call_on_the_server_too(ask: Any, server: Any) -> None:
+    server.steps_before_hanging = 1
+    with pytest.raises(errors.DeadlineExceeded):
+        await ask("generate", "", timeout=0.3)
+    await asyncio.wait_for(server.cancelled.wait(), 5)
+
+
+async def test_a_generation_larger_than_grpcs_own_limit_arrives(ask: Any, server: Any) -> None:
+    server.padding = bytes(3 * 1024 * 1024)
+    made = await ask("generate", "x", num_images=3)
+    assert sum(len(image.data) for image in made.images) > 9 * 1024 * 1024
+
+
+# Cancelling.
+
+
+async def test_closing_the_sync_iterator_cancels_the_call(server: Any) -> None:
+    server.steps_before_hanging = 2
+
+    def two_steps() -> None:
+        with closing(client.stream("x")) as events:
+            for event in events:
+                if event == Step(0, 2, 3):
+                    break
+
+    with Client(server.target) as client:
+        await asyncio.to_thread(two_steps)
+        # The channel is open still: it is the iterator that cancels.
+        await asyncio.wait_for(server.cancelled.wait(), 5)
+
+
+async def test_closing_the_async_iterator_cancels_the_call(server: Any) -> None:
+    server.steps_before_hanging = 2
+    async with AsyncClient(server.target) as client:
+        async with aclosing(client.stream("x")) as events:
+            async for event in events:
+                if event == Step(0, 2, 3):
+                    break
+        await asyncio.wait_for(server.cancelled.wait(), 5)
+
+
+@pytest.mark.parametrize("method", ["generate", "stream"])
+async def test_cancelling_the_task_cancels_the_call(server: Any, method: str) -> None:
+    server.steps_before_hanging = 1
+
+    async def draw(client: AsyncClient) -> None:
+        if method == "generate":
+            await client.generate("x")
+        else:
+            async for _ in client.stream("x"):
+                pass
+
+    async with AsyncClient(server.target) as client:
+        task = asyncio.create_task(draw(client))
+        await asyncio.wait_for(server.started.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(server.cancelled.wait(), 5)

@@ -1,0 +1,196 @@
+"""The reference operations against float64 algebra written row by row, and the pool's promises."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loramux_kernels import (
+    MAX_ROW_RANK,
+    PoolFull,
+    RankRowPool,
+    RowAllocator,
+    TableBank,
+    Tables,
+    lora_conv2d,
+    lora_linear,
+    rank_class,
+)
+from loramux_kernels.pool import balance
+
+CPU = torch.device("cpu")
+# Ranks of the batch rows: none, one adapter, and mixed ranks in one row.
+BLENDS = [[], [4], [4, 16, 33], [1]]
+
+
+def _entries(blends: list[list[int]]) -> list[list[tuple[int, float]]]:
+    """Scattered rank rows and signed scales for every batch row; rows may share pool rows."""
+    numbers = torch.randperm(99)[: max(sum(b) for b in blends)] + 1
+    return [[(int(r), float(torch.randn(()))) for r in numbers[: sum(blend)]] for blend in blends]
+
+
+def _tables(entries: list[list[tuple[int, float]]]) -> Tables:
+    tables = TableBank(CPU).write(entries)
+    assert tables is not None
+    return tables
+
+
+def _pool(k: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = torch.randn(100, k), torch.randn(100, n)
+    a[0] = b[0] = 0
+    return a, b
+
+
+def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm())
+
+
+def _floor(*terms: torch.Tensor) -> float:
+    """Rounding of an fp32 sum of the given terms, relative to their largest."""
+    return 1.5e-6
+
+
+@pytest.mark.parametrize("k,n,m", [(8, 12, 77), (320, 40, 3), (5, 7, 1)])
+@pytest.mark.parametrize("base", [0.0, 1.0])
+def test_linear_is_the_sum_of_its_terms(k: int, n: int, m: int, base: float) -> None:
+    x, w0 = torch.randn(len(BLENDS), m, k), torch.randn(n, k) * base
+    bias = torch.randn(n) * base
+    a, b = _pool(k, n)
+    entries = _entries(BLENDS)
+    got = lora_linear(x, w0, bias, a, b, _tables(entries))
+    for i, row in enumerate(entries):
+        want = x[i].double() @ w0.double().T + bias.double()
+        for r, s in row:
+            want += s * torch.outer(x[i].double() @ a[r].double(), b[r].double())
+        if row or base:
+            assert _relative(got[i], want) < _floor()
+            assert not row or _relative(got[i] * 1.01, want) > _floor()
+
+
+@pytest.mark.parametrize(
+    "kernel,stride,padding,dilation",
+    [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, 2)],
+)
+@pytest.mark.parametrize("base", [0.0, 1.0])
+def test_conv_is_the_sum_of_its_terms(kernel: int, stride: int, padding: int, dilation: int, base: float) -> None:
+    cin, n = 6, 10
+    x, w0 = torch.randn(len(BLENDS), cin, 9, 7), torch.randn(n, cin, kernel, kernel) * base
+    a, b = _pool(kernel * kernel * cin, n)
+    entries = _entries(BLENDS)
+    where = {
+        "stride": (stride, stride),
+        "padding": (padding, padding),
+        "dilation": (dilation, dilation),
+    }
+    got = lora_conv2d(x, w0, None, a, b, _tables(entries), **where)
+    for i, row in enumerate(entries):
+        weight = w0.double()
+        for r, s in row:
+            rank_kernel = a[r].double().view(kernel, kernel, cin).permute(2, 0, 1)
+            weight = weight + s * b[r].double()[:, None, None, None] * rank_kernel
+        want = F.conv2d(x[i : i + 1].double(), weight, **where)[0]
+        if row or base:
+            assert _relative(got[i], want) < 2 * _floor()
+
+
+def test_swapping_blends_swaps_outputs_and_an_empty_row_is_the_base() -> None:
+    x = torch.randn(1, 5, 16).expand(3, -1, -1).contiguous()
+    w0, (a, b) = torch.randn(8, 16), _pool(16, 8)
+    one, other, none = _entries([[4], [16], []])
+    y = lora_linear(x, w0, None, a, b, _tables([one, other, none]))
+    swapped = lora_linear(x, w0, None, a, b, _tables([other, one, none]))
+    assert not torch.equal(y[0], y[1])
+    assert torch.equal(y[0], swapped[1]) and torch.equal(y[1], swapped[0])
+    assert torch.equal(y[2], F.linear(x, w0)[2])
+
+
+def test_unused_pool_rows_do_not_matter() -> None:
+    x, w0, (a, b) = torch.randn(1, 5, 16), torch.randn(8, 16), _pool(16, 8)
+    (row,) = _entries([[4]])
+    clean = lora_linear(x, w0, None, a, b, _tables([row]))
+    used = [r for r, _ in row]
+    unused = [r for r in range(1, 100) if r not in used]
+    a[unused], b[unused] = float("nan"), float("nan")
+    assert torch.equal(lora_linear(x, w0, None, a, b, _tables([row])), clean)
+
+
+def test_tables_are_rewritten_in_place() -> None:
+    bank = TableBank(CPU)
+    first = bank.write([[(3, 1.0)], [(4, 2.0), (5, 3.0)]])
+    assert first is not None
+    place = first.idx.data_ptr()
+    second = bank.write([[(7, 0.5)], []])
+    assert second is first and second.idx.data_ptr() == place
+    assert second.idx[0, 0] == 7 and second.idx[1].sum() == 0 and second.scale[1].sum() == 0
+    assert second.nrank.tolist() == [1, 0]
+    assert bank.write([[], []]) is None
+
+
+@pytest.mark.parametrize("rank,width", [(0, 0), (1, 16), (16, 16), (17, 32), (512, 512)])
+def test_rank_classes(rank: int, width: int) -> None:
+    assert rank_class(rank) == width
+
+
+def test_a_row_above_the_largest_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="total rank 513, at most 512"):
+        rank_class(MAX_ROW_RANK + 1)
+
+
+@given(st.data())
+def test_the_allocator_never_hands_out_a_row_twice(data: st.DataObject) -> None:
+    rows = RowAllocator(40)
+    owned: list[tuple[int, ...]] = []
+    for _ in range(data.draw(st.integers(1, 30))):
+        if owned and data.draw(st.booleans()):
+            rows.give_back(owned.pop(data.draw(st.integers(0, len(owned) - 1))))
+            continue
+        count = data.draw(st.integers(0, 12))
+        before = rows.free
+        if count > before:
+            with pytest.raises(PoolFull):
+                rows.take(count)
+            assert rows.free == before
+        else:
+            owned.append(rows.take(count))
+    held = [r for rows_of_one in owned for r in rows_of_one]
+    assert len(held) == len(set(held)) and 0 not in held
+    assert rows.free == 39 - len(held)
+
+
+def test_the_allocator_prefers_an_adjoining_run() -> None:
+    rows = RowAllocator(20)
+    first, second, _third = rows.take(2), rows.take(3), rows.take(4)
+    rows.give_back(first)
+    rows.give_back(second)
+    assert rows.take(5) == (1, 2, 3, 4, 5)
+    rows.take(1)
+    assert rows.take(3) == (11, 12, 13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_written_factors_neither_underflow_nor_overflow(dtype: torch.dtype) -> None:
+    """A of 1e3 with B of 1e-6 and scale 1/16: B's values would vanish in fp16 if cast as they are."""
+    a, b, scale = torch.randn(3, 8) * 1e3, torch.randn(3, 6) * 1e-6, 1 / 16
+    pool = RankRowPool(10, 8, 6, dtype=dtype, device=CPU)
+    pool.write((2, 3, 4, 5), a, b, scale)
+    got = pool.b[2:5].double().T @ pool.a[2:5].double()
+    want = scale * b.double().T @ a.double()
+    assert _relative(got, want) < 2 * torch.finfo(dtype).eps
+    assert pool.a[5].abs().sum() == 0 and pool.b[5].abs().sum() == 0
+
+
+def test_balancing_is_exact() -> None:
+    a, b = torch.randn(4, 5) * 1e4, torch.randn(4, 3) * 1e-5
+    a2, b2 = balance(a, b)
+    assert torch.equal(b2.double().T @ a2.double(), b.double().T @ a.double())
+    assert 0.5 <= a2.abs().max() / b2.abs().max() <= 2
+
+
+def test_mismatched_shapes_are_named() -> None:
+    a, b = _pool(16, 8)
+    tables = _tables([[(1, 1.0)]])
+    with pytest.raises(ValueError, match="tables hold 1 rows, x has 2"):
+        lora_linear(torch.randn(2, 3, 16), torch.randn(8, 16), None, a, b, tables)
+    with pytest.raises(ValueError, match="expected"):
+        lora_linear(torch.randn(1, 3, 16), torch.randn(9, 16), None, a, b, tables)

@@ -1,0 +1,1 @@
+"""The offline companion: makes the built-in base and trains adapters; knows no server."""

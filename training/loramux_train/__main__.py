@@ -1,0 +1,112 @@
+"""`python -m loramux_train STAGE`: the recipe's stages as commands.
+
+Takes arguments; calls one stage. Knows only how to read arguments: what each stage does is in the module it names.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def _icons(arguments: argparse.Namespace) -> None:
+    from loramux_train.icons import fetch_packages, render_all
+
+    fetch_packages(arguments.work / "npm")
+    render_all(arguments.work / "npm", arguments.work / "icons")
+
+
+def _vae(arguments: argparse.Namespace) -> None:
+    from loramux_train.vae import VaeRecipe, peak_signal_to_noise, train_vae
+
+    recipe = VaeRecipe(updates=arguments.updates, seed=arguments.seed)
+    vae = train_vae(arguments.work / "icons", arguments.work, recipe, arguments.minutes)
+    print(peak_signal_to_noise(vae, arguments.work / "icons"))
+
+
+def _joint(arguments: argparse.Namespace) -> None:
+    from loramux_train.joint import JointRecipe, train_joint
+
+    train_joint(arguments.work, JointRecipe(updates=arguments.updates, seed=arguments.seed), arguments.minutes)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    from loramux_train.export import export_base
+    from loramux_train.joint import JointRecipe, JointTraining, base_table
+    from loramux_train.references import write_references
+
+    recipe, work = JointRecipe(seed=arguments.seed), arguments.work
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    stage = JointTraining(base_table(work, recipe), tokenizer, recipe)
+    stage.resume(work / "joint.pt")
+    parts = stage.parts(AutoencoderKL.from_pretrained(work / "vae").eval())
+    size = export_base(parts, arguments.out / "base")
+    write_references(work / "icons", arguments.out / "card" / "real")
+    print(f"exported update {stage.run.step} to {arguments.out / 'base'}: {size} bytes")
+
+
+def _adapters(arguments: argparse.Namespace) -> None:
+    from loramux_train.builtin_adapters import BUILTIN_ADAPTERS, train_builtin
+    from loramux_train.drawing import load_parts
+    from loramux_train.export import unet_hash
+
+    base = arguments.out / "base"
+    for built in BUILTIN_ADAPTERS:
+        if not arguments.names or built.name in arguments.names:
+            print(train_builtin(built, load_parts(base), arguments.work, unet_hash(base), arguments.out))
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    from loramux_train.acceptance import judge
+
+    judge(arguments.out, arguments.names)
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    from loramux_train.card import write_card
+
+    write_card(arguments.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loramux_train", description="make the built-in base and its adapters")
+    parser.add_argument("--work", type=Path, default=Path("train-work"), help="downloads, caches, checkpoints")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    stages = parser.add_subparsers(dest="stage", required=True)
+    stages.add_parser("icons", help="download and render the icon packages").set_defaults(call=_icons)
+    vae = stages.add_parser("vae", help="train the autoencoder")
+    vae.set_defaults(call=_vae)
+    joint = stages.add_parser("joint", help="train the UNet and the text encoder together")
+    joint.set_defaults(call=_joint)
+    for stage, updates in ((vae, 14_000), (joint, 15_000)):
+        stage.add_argument("--updates", type=int, default=updates, help="length of the run (default %(default)s)")
+        stage.add_argument("--minutes", type=float, help="stop early, keeping a checkpoint to resume from")
+        stage.add_argument("--seed", type=int, default=0)
+    export = stages.add_parser("export", help="write the base and the reference sheets")
+    export.add_argument("--seed", type=int, default=0)
+    export.set_defaults(call=_export)
+    adapters = stages.add_parser("adapters", help="train the built-in adapters on the exported base")
+    adapters.set_defaults(call=_adapters)
+    judging = stages.add_parser("judge", help="measure the base and the adapters, write results.json")
+    judging.set_defaults(call=_judge)
+    for stage in (adapters, judging):
+        stage.add_argument("names", nargs="*", help="which adapters (for judge also: base); all if none is named")
+    card = stages.add_parser("card", help="draw the model card's contact sheets")
+    card.set_defaults(call=_card)
+    for stage in (export, adapters, judging, card):
+        stage.add_argument("--out", type=Path, required=True, help="the built-in folder")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage the arguments name."""
+    arguments = _parser().parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    main()
