@@ -186,6 +186,15 @@ def test_commands_in_documents_exist(capsys: pytest.CaptureFixture[str], monkeyp
                 assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), f"no {option} in loramux {' '.join(command)}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_python_in_documents_imports_what_exists(document: Path) -> None:
+    blocks: list[str] = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.M | re.S)
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
 def test_metrics_in_documents_exist() -> None:
     code = "\n".join(path.read_text() for path in (ROOT / "server" / "loramux_server").rglob("*.py"))
     modules = {path.stem for path in _sources()} | set(PACKAGES.values())

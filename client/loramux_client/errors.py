@@ -60,9 +60,9 @@ class LoraMuxClientError(Exception):
     def lines(self) -> list[str]:
         """What to show a person: one line, then one for each violation that the first does not tell."""
         again = "" if self.retry_after is None else f" (try again in {self.retry_after:g} s)"
-        said = [f"{v.field}: {v.description}" for v in self.violations]
-        more = [_one_line(text) for text in said if text not in self.message]
-        return [_one_line(self.message or type(self).__name__) + again, *("  " + text for text in more)]
+        more = [v for v in self.violations if not (v.field in self.message and v.description in self.message)]
+        said = [_one_line(f"  {v.field}: {v.description}") for v in more]
+        return [_one_line(self.message or type(self).__name__) + again, *("  " + text for text in said)]
 
 
 def _one_line(text: str) -> str:

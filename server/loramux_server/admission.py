@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from loramux_kernels import MAX_ROW_RANK
-from loramux_store.record import VersionRecord
-from loramux_store.store import Store
-
 from loramux_server.errors import Incompatible, InvalidRequest, Violation
 from loramux_server.requests import BlendEntry, GenerationRequest, Job, Sampler, Weighted
+from loramux_store.record import VersionRecord
+from loramux_store.store import Store
 
 T = TypeVar("T")
 

@@ -7,22 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import Any, cast
 
 import grpc.aio
 import structlog
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from loramux.v1 import (
     adapter_service_pb2,
     adapter_service_pb2_grpc,
     generation_service_pb2,
     generation_service_pb2_grpc,
 )
-from loramux_store.sniff import MAX_FILE
-from loramux_store.record import UploadSpec
-from loramux_store.store import Store
-
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine.engine import Engine, Observer
 from loramux_server.engine.pipeline import Base, load_base
@@ -33,6 +31,10 @@ from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
 from loramux_server.service import AdapterService, GenerationService
 from loramux_server.settings import BUILTIN, Settings
+from loramux_store.header import read_container
+from loramux_store.record import UploadSpec
+from loramux_store.sniff import MAX_FILE
+from loramux_store.store import Store
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _SERVICES = (
@@ -72,7 +74,7 @@ class App:
         self.engine = Engine(base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, observer=observer)
         self.store.register_layout(self.engine.layout)
         if settings.base == BUILTIN:
-            _seed(self.store)
+            _seed(self.store, settings.store / "seeded")
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, settings.max_rows), self.metrics)
         self.admission = Admission(self.store, _facts(self.engine, settings), self.engine.adapters.check)
         self.metrics.build_info.labels(self.version, base.name, str(base.device)).set(1)
@@ -111,13 +113,13 @@ class App:
             admin.close()
             self.store.close()
 
-    def _server(self, shelf: AdapterService) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    def _server(self, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:
         server = grpc.aio.server(interceptors=[Interceptor(self.metrics)], options=_OPTIONS)
         pictures = GenerationService(self.admission, self.runner, self.version, str(self.engine.base.device), MAX_FILE)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(pictures, server)
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(shelf, server)
-        checks = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        checks: Any = cast("Any", health).aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)  # pyright: ignore[reportUnknownMemberType]
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server, checks
 
@@ -155,10 +157,25 @@ def _facts(engine: Engine, settings: Settings) -> BaseFacts:
     )
 
 
-def _seed(store: Store) -> None:
-    """Puts the built-in adapters on an empty shelf."""
-    if store.list_adapters(1, "").items:
+def _seed(store: Store, marker: Path) -> None:
+    """Puts the built-in adapters on an empty shelf, once: `marker` is written when all of them are there.
+
+    A shelf with only some of them and no marker is one whose seeding was cut off; it is finished.
+    """
+    files = {file.stem: file for file in sorted((BUILTIN_FOLDER / "adapters").glob("*.safetensors"))}
+    shelf = {record.name for record in store.list_adapters(len(files) + 1, "").items}
+    if marker.exists() or not shelf <= files.keys():
         return
-    for file in sorted((BUILTIN_FOLDER / "adapters").glob("*.safetensors")):
-        published = store.publish(file, UploadSpec(name=file.stem))
-        _log.info("seeded", adapter=file.stem, rank=published.version and published.version.rank)
+    for name in files.keys() - shelf:
+        metadata = read_container(files[name]).metadata
+        trigger = metadata.get("modelspec.trigger_phrase")
+        store.publish(
+            files[name],
+            UploadSpec(
+                name=name,
+                trigger_words=(trigger,) if trigger else (),
+                description=metadata.get("modelspec.description", ""),
+            ),
+        )
+        _log.info("seeded", adapter=name)
+    marker.touch()

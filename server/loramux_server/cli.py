@@ -78,10 +78,9 @@ def serve(
 
 
 def _run(settings: Settings, level: int) -> int:
-    from loramux_store.errors import StoreError
-
     from loramux_server import app, logs
     from loramux_server.errors import LoraMuxError
+    from loramux_store.errors import StoreError
 
     logs.configure(level)
     try:

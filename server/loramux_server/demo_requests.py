@@ -7,47 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import cycle, pairwise
 
 from loramux_client.shelf import Adapter
 
-SHEET_STEPS = 15
-SHEET_GUIDANCE = 3.0
+Blend = tuple[tuple[str, float], ...]
 
-SUBJECTS = ("a red apple", "a cat face", "a house", "a yellow flower", "a rocket")
-"""Everyday nouns that the built-in base draws well."""
+STEPS = 20
+GUIDANCE = 3.0
+
+CAPTIONS = ("a red apple", "a fox on a blue background", "a house", "an owl", "a sailboat on a pink background")
+"""Everyday things, said as the built-in base learned them."""
+SEEDS = (7, 21, 3, 12, 5)
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request of the demo; the blend maps names to weights."""
+    """One request of the demo; the blend pairs names and weights."""
 
     prompt: str
-    blend: tuple[tuple[str, float], ...]
+    blend: Blend
     seed: int
-    steps: int
-    guidance: float
-
-    def blend_text(self, nothing: str = "none") -> str:
-        """The blend, for people."""
-        return " + ".join(f"{name} {weight:g}" for name, weight in self.blend) or nothing
+    steps: int = STEPS
+    guidance: float = GUIDANCE
 
 
 def crowd(adapters: Sequence[Adapter]) -> list[Ask]:
-    """Requests to be sent at once: none, one, two and three adapters; no two blends the same."""
+    """Requests to be sent at once: none, one, two and three adapters, no two blends the same."""
     names = [adapter.name for adapter in adapters]
-    blends: list[tuple[tuple[str, float], ...]] = [()]
-    blends += [((name, 1.0),) for name in names]
-    weights = ((0.6, 0.5), (0.4, 0.7), (0.8, 0.3))
-    pairs = list(combinations(names, 2))[:: max(1, len(names) - 2)]
-    blends += [tuple(zip(pair, pair_weights, strict=True)) for pair, pair_weights in zip(pairs, weights, strict=False)]
-    blends += [tuple(zip(three, (0.5, 0.4, 0.3), strict=True)) for three in list(combinations(names, 3))[:1]]
+    blends: list[Blend] = [(), *(((name, 1.0),) for name in names)]
+    blends += [((one, 0.5 + number / 10), (other, 0.5)) for number, (one, other) in enumerate(pairwise(names))]
+    threes = list(zip(names, names[1:], names[2:], strict=False))
+    blends += [((one, 0.5), (two, 0.4), (three, 0.3)) for one, two, three in threes[:1] + threes[2:]]
+    captions = cycle(CAPTIONS)
     return [
         Ask(
-            prompt=SUBJECTS[number % len(SUBJECTS)],
+            prompt=subject_caption(adapters, blend) or next(captions),
             blend=blend,
             seed=100 + number,
-            steps=10 + 2 * (number % 4),
+            steps=(20, 12, 16, 24)[number % 4],
             guidance=(3.0, 1.0, 5.0)[number % 3],
         )
         for number, blend in enumerate(blends)
@@ -55,21 +53,29 @@ def crowd(adapters: Sequence[Adapter]) -> list[Ask]:
 
 
 def sheet_rows(adapters: Sequence[Adapter]) -> list[tuple[str, int]]:
-    """Prompt and seed of each row of the contact sheet; the last ones bring out the subjects, if there are any."""
-    triggers = [adapter.trigger_words[0] for adapter in adapters if is_subject(adapter)]
-    return [*zip(SUBJECTS, (7, 21, 3, 12, 5), strict=True)][: 5 - len(triggers[:1])] + [(t, 4) for t in triggers[:1]]
+    """Prompt and seed of each row of the contact sheet; the last one brings out a subject, if there is one."""
+    everyone: Blend = tuple((adapter.name, 1.0) for adapter in adapters)
+    subject = subject_caption(adapters, everyone)
+    captions = CAPTIONS if subject is None else (*CAPTIONS[:-1], subject)
+    return list(zip(captions, SEEDS, strict=True))
 
 
-def sheet_blends(adapters: Sequence[Adapter]) -> list[tuple[tuple[str, float], ...]]:
+def sheet_blends(adapters: Sequence[Adapter]) -> list[Blend]:
     """The columns of the contact sheet: without adapters, with each, and blended."""
-    names = [adapter.name for adapter in adapters]
-    styles = [adapter.name for adapter in adapters if not is_subject(adapter)]
-    subjects = [adapter.name for adapter in adapters if is_subject(adapter)]
-    two = tuple((name, 0.6) for name in styles[:2])
-    three = tuple((name, 0.5) for name in (*subjects[:1], *styles[-2:]))
-    return [(), *(((name, 1.0),) for name in names), two, three]
+    subjects = [adapter.name for adapter in adapters if adapter.trigger_words]
+    styles = [adapter.name for adapter in adapters if not adapter.trigger_words]
+    blended = [styles[:2], [*subjects[:1], *styles[-2:]] if subjects else styles[-3:]]
+    singles: list[Blend] = [((name, 1.0),) for name in (*styles, *subjects)]
+    return [(), *singles, *(tuple((name, 0.6) for name in names) for names in blended)]
 
 
-def is_subject(adapter: Adapter) -> bool:
-    """Whether an adapter teaches a thing rather than a style; its trigger word is then a prompt."""
-    return adapter.labels.get("kind") == "subject" and bool(adapter.trigger_words)
+def subject_caption(adapters: Sequence[Adapter], blend: Blend) -> str | None:
+    """The caption that brings out the subject of a blend: adapters that teach a thing name it as trigger word."""
+    used = {name for name, _ in blend}
+    words = [adapter.trigger_words[0] for adapter in adapters if adapter.trigger_words and adapter.name in used]
+    return f"a {words[0]}" if words else None
+
+
+def blend_text(blend: Blend) -> str:
+    """A blend, for people."""
+    return " + ".join(f"{name} {weight:g}" for name, weight in blend) or "none"

@@ -17,7 +17,9 @@ MARGIN = 28
 LABEL = 150
 """Width of the row labels, left of the tiles."""
 TITLE = 74
-HEADER = 46
+HEADER = 64
+MAIN, MINOR, LEADING = 15, 13, 4
+"""Sizes of a label's first line and its others, and the space between lines."""
 
 _PAPER, _INK, _GREY, _FRAME = "#fbfbfa", "#1c1c1e", "#77777c", "#e2e2e0"
 
@@ -61,7 +63,7 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
     pen.text((MARGIN, MARGIN + 34), sheet.subtitle, _GREY, _font(14))
     for column, label in enumerate(sheet.columns):
         left, top, _, _ = tile_box(column, 0)
-        _label(pen, (left, top - 40), label, TILE)
+        _label(pen, (left, top - 4), label, TILE, up=True)
     for number, row in enumerate(sheet.rows):
         _, top, _, _ = tile_box(0, number)
         _label(pen, (MARGIN, top + 6), row.label, LABEL - GAP)
@@ -77,20 +79,24 @@ def _tile(canvas: Image.Image, pen: ImageDraw.ImageDraw, picture: bytes, box: tu
     pen.rectangle((left - 1, top - 1, right, bottom), outline=_FRAME)
 
 
-def _label(pen: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], width: int) -> None:
+def _label(
+    pen: ImageDraw.ImageDraw, at: tuple[int, int], label: Sequence[str], width: int, *, up: bool = False
+) -> None:
+    """Draws a label below the point, or with its last line above it."""
+    sizes = [MAIN] + [MINOR] * len(label)
+    lines = [(part, size) for text, size in zip(label, sizes, strict=False) for part in wrap(pen, text, size, width)]
     left, top = at
-    for number, line in enumerate(lines):
-        size, colour = (15, _INK) if number == 0 else (13, _GREY)
-        for part in wrap(pen, line, _font(size), width):
-            pen.text((left, top), part, colour, _font(size))
-            top += size + 4
+    if up:
+        top -= sum(size + LEADING for _, size in lines)
+    for text, size in lines:
+        pen.text((left, top), text, _INK if size == MAIN else _GREY, _font(size))
+        top += size + LEADING
 
 
-def wrap(
-    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> list[str]:
+def wrap(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
     """The text in lines no wider than width, broken between words."""
     lines: list[str] = []
+    font = _font(size)
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and pen.textlength(longer, font) <= width:

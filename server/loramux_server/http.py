@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import (
+    CollectorRegistry,
+    make_wsgi_app,  # pyright: ignore[reportUnknownVariableType]
+)
 
 
 class _Quiet(WSGIRequestHandler):
@@ -33,7 +36,7 @@ class AdminServer:
         live: Callable[[], bool],
         ready: Callable[[], bool],
     ) -> None:
-        metrics = make_wsgi_app(registry)
+        metrics: Any = make_wsgi_app(registry)
 
         def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             match environ["PATH_INFO"]:

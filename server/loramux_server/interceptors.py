@@ -14,10 +14,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from loramux_store import errors as shelf
 
 from loramux_server import errors
 from loramux_server.metrics import Metrics
+from loramux_store import errors as shelf
 
 DOMAIN = "loramux"
 _MAX_TEXT = 1024  # of a message: statuses travel in trailers, which hold about 8 KiB in all

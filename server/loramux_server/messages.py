@@ -6,16 +6,8 @@ Together with `service` this is the only place in the server that knows protobuf
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2
-from loramux_store.record import (
-    AcceptReport,
-    AdapterRecord,
-    InterpretOptions,
-    Published,
-    UploadSpec,
-    VersionRecord,
-)
 
+from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2
 from loramux_server import admission
 from loramux_server.admission import BaseFacts
 from loramux_server.errors import InvalidRequest, Violation
@@ -30,6 +22,15 @@ from loramux_server.requests import (
     Started,
     Stepped,
     Timings,
+    Told,
+)
+from loramux_store.record import (
+    AcceptReport,
+    AdapterRecord,
+    InterpretOptions,
+    Published,
+    UploadSpec,
+    VersionRecord,
 )
 
 SAMPLERS = {
@@ -96,9 +97,7 @@ def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Ap
     )
 
 
-def event(
-    happened: Queued | Started | Stepped | ImageReady | Done, base: BaseFacts, server_version: str
-) -> generation_pb2.GenerateEvent:
+def event(happened: Told, base: BaseFacts, server_version: str) -> generation_pb2.GenerateEvent:
     """One event of a stream."""
     kinds = generation_pb2.GenerateEvent
     match happened:

@@ -140,6 +140,9 @@ class Failed:
     error: Exception
 
 
-Event = Queued | Started | Stepped | ImageReady | Done | Failed
+Told = Queued | Started | Stepped | ImageReady | Done
+"""What a client hears; how a job failed is told by its status."""
+
+Event = Told | Failed
 Listener = Callable[[Event], None]
 """Hears a job's events in order, from whichever thread; must return at once."""

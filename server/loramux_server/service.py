@@ -8,9 +8,8 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import grpc.aio
 from loramux.v1 import (
     adapter_pb2,
     adapter_service_pb2,
@@ -19,16 +18,21 @@ from loramux.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
 )
-from loramux_store.store import Store
-
 from loramux_server import messages
 from loramux_server.admission import Admission
 from loramux_server.errors import InvalidRequest, Violation
 from loramux_server.metrics import Metrics
-from loramux_server.requests import Done, Event, Failed, ImageReady, Job
+from loramux_server.requests import Done, Event, Failed, ImageReady, Job, Told
 from loramux_server.runner import Runner
+from loramux_store.store import Store
 
 MAX_CHUNK = 1 << 20
+DEFAULT_PAGE, MAX_PAGE = 50, 1000
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +50,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     async def Generate(
         self,
         request: generation_pb2.GenerateRequest,
-        context: "grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateResponse]",
+        context: "Context",
     ) -> generation_pb2.GenerateResponse:
         """All pictures at once."""
         job = await self._admit(request)
@@ -63,7 +67,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     async def GenerateStream(
         self,
         request: generation_pb2.GenerateRequest,
-        context: "grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateEvent]",
+        context: "Context",
     ) -> AsyncIterator[generation_pb2.GenerateEvent]:
         """What happens, as it happens."""
         async for happened in self._run(await self._admit(request)):
@@ -72,7 +76,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     async def GetServerInfo(
         self,
         request: generation_service_pb2.GetServerInfoRequest,
-        context: "grpc.aio.ServicerContext[generation_service_pb2.GetServerInfoRequest, generation_pb2.ServerInfo]",
+        context: "Context",
     ) -> generation_pb2.ServerInfo:
         """What this server is and can do."""
         return self._info
@@ -80,10 +84,14 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _admit(self, request: generation_pb2.GenerateRequest) -> Job:
         return await asyncio.to_thread(self._admission.admit, messages.generation_request(request))
 
-    async def _run(self, job: Job) -> AsyncIterator[Event]:
+    async def _run(self, job: Job) -> AsyncIterator[Told]:
         """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-        self._runner.submit(job, functools.partial(loop.call_soon_threadsafe, events.put_nowait))
+
+        def hear(happened: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, happened)
+
+        self._runner.submit(job, hear)
         try:
             while True:
                 happened = await events.get()
@@ -107,7 +115,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def UploadAdapter(
         self,
         request_iterator: AsyncIterator[adapter_service_pb2.UploadAdapterRequest],
-        context: "grpc.aio.ServicerContext[adapter_service_pb2.UploadAdapterRequest, adapter_service_pb2.UploadAdapterResponse]",
+        context: "Context",
     ) -> adapter_service_pb2.UploadAdapterResponse:
         """A file becomes a version, or nothing is left of it."""
         first = await anext(aiter(request_iterator), None)
@@ -125,7 +133,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def GetAdapter(
         self,
         request: adapter_service_pb2.GetAdapterRequest,
-        context: "grpc.aio.ServicerContext[adapter_service_pb2.GetAdapterRequest, adapter_pb2.Adapter]",
+        context: "Context",
     ) -> adapter_pb2.Adapter:
         """One adapter by name."""
         return messages.adapter(await self._call(self._store.get_adapter, request.name))
@@ -133,10 +141,10 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def ListAdapters(
         self,
         request: adapter_service_pb2.ListAdaptersRequest,
-        context: "grpc.aio.ServicerContext[adapter_service_pb2.ListAdaptersRequest, adapter_service_pb2.ListAdaptersResponse]",
+        context: "Context",
     ) -> adapter_service_pb2.ListAdaptersResponse:
         """A page of adapters."""
-        page = await self._call(self._store.list_adapters, request.page_size, request.page_token)
+        page = await self._call(self._store.list_adapters, _page_size(request.page_size), request.page_token)
         return adapter_service_pb2.ListAdaptersResponse(
             adapters=[messages.adapter(record) for record in page.items], next_page_token=page.next_page_token
         )
@@ -144,10 +152,12 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def ListVersions(
         self,
         request: adapter_service_pb2.ListVersionsRequest,
-        context: "grpc.aio.ServicerContext[adapter_service_pb2.ListVersionsRequest, adapter_service_pb2.ListVersionsResponse]",
+        context: "Context",
     ) -> adapter_service_pb2.ListVersionsResponse:
         """A page of versions, newest first."""
-        page = await self._call(self._store.list_versions, request.name, request.page_size, request.page_token)
+        page = await self._call(
+            self._store.list_versions, request.name, _page_size(request.page_size), request.page_token
+        )
         return adapter_service_pb2.ListVersionsResponse(
             versions=[messages.version(record) for record in page.items], next_page_token=page.next_page_token
         )
@@ -155,7 +165,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def DeleteAdapter(
         self,
         request: adapter_service_pb2.DeleteAdapterRequest,
-        context: "grpc.aio.ServicerContext[adapter_service_pb2.DeleteAdapterRequest, adapter_pb2.Adapter]",
+        context: "Context",
     ) -> adapter_pb2.Adapter:
         """Takes an adapter off the shelf."""
         return messages.adapter(await self._call(self._store.delete_adapter, request.name))
@@ -167,6 +177,10 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(function, *args, **kwargs))
+
+
+def _page_size(asked: int) -> int:
+    return min(asked, MAX_PAGE) if asked else DEFAULT_PAGE
 
 
 def _chunk(message: adapter_service_pb2.UploadAdapterRequest) -> bytes:

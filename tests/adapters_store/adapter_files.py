@@ -12,6 +12,8 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
+
 from loramux_store import Layout, ModuleSpec
 from loramux_store.architecture import (
     TextEncoderConfig,
@@ -19,7 +21,6 @@ from loramux_store.architecture import (
     text_encoder_modules,
     unet_modules,
 )
-from torch import Tensor
 
 __all__ = [
     "DTYPES",

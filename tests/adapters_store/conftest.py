@@ -9,6 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 import adapter_files
+
 from loramux_store import Store
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loramux_store import InterpretOptions, Layout, Published, Store, UploadSpec, known_layout
 from torch import Tensor
+
+from loramux_store import InterpretOptions, Layout, Published, Store, UploadSpec, known_layout
 
 ATTENTION = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 TEXT = "text_encoder.text_model.encoder.layers.1"
@@ -372,8 +373,9 @@ def test_peft_scales(store: Store, tmp_path: Path, config: dict, scale: float) -
 
 def test_patterns_match_as_in_peft() -> None:
     """The same answer as PEFT's own function, for patterns and names of this domain."""
-    from loramux_store.formats.peft_config import parse_config
     from peft.utils.other import get_pattern_key
+
+    from loramux_store.formats.peft_config import parse_config
 
     rng = random.Random(5)
     parts = ["to_k", "to_q", "attn1", "attn2", "down_blocks", "0", "1", "up_blocks"]

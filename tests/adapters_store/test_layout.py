@@ -6,9 +6,10 @@ import pytest
 import torch
 from adapter_files import TOY_SDXL
 from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
 from loramux_store import Layout, ModuleSpec, known_layout
 from loramux_store.errors import InvalidArgument
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 _SD1_UNET = {
     "sample_size": 64,

@@ -20,14 +20,15 @@ def _vae(arguments: argparse.Namespace) -> None:
     from loramux_train.vae import VaeRecipe, peak_signal_to_noise, train_vae
 
     recipe = VaeRecipe(updates=arguments.updates, seed=arguments.seed)
-    vae = train_vae(arguments.work / "icons", arguments.work, recipe, arguments.minutes)
+    vae = train_vae(arguments.work / "icons", arguments.work, recipe, arguments.minutes, arguments.until)
     print(peak_signal_to_noise(vae, arguments.work / "icons"))
 
 
 def _joint(arguments: argparse.Namespace) -> None:
     from loramux_train.joint import JointRecipe, train_joint
 
-    train_joint(arguments.work, JointRecipe(updates=arguments.updates, seed=arguments.seed), arguments.minutes)
+    recipe = JointRecipe(updates=arguments.updates, seed=arguments.seed)
+    train_joint(arguments.work, recipe, arguments.minutes, arguments.until)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     for stage, updates in ((vae, 14_000), (joint, 15_000)):
         stage.add_argument("--updates", type=int, default=updates, help="length of the run (default %(default)s)")
         stage.add_argument("--minutes", type=float, help="stop early, keeping a checkpoint to resume from")
+        stage.add_argument("--until", type=int, help="stop at this update of the schedule, keeping a checkpoint")
         stage.add_argument("--seed", type=int, default=0)
     export = stages.add_parser("export", help="write the base and the reference sheets")
     export.add_argument("--seed", type=int, default=0)

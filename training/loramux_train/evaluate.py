@@ -17,7 +17,7 @@ from loramux_train.likeness import distances, paired_distances
 from loramux_train.lora import apply, set_weights
 from loramux_train.references import read_references
 
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WEIGHTS = (0.0, 0.5, 1.0)
 Result = dict[str, Any]
 
 
@@ -56,7 +56,7 @@ def ground_error(parts: Parts) -> dict[str, float]:
     return errors
 
 
-def judge_style(parts: Parts, file: Path, style: Style, references: Path, seeds: int = 4) -> Result:
+def judge_style(parts: Parts, file: Path, style: Style, references: Path, seeds: int = 2) -> Result:
     """Distance from the style's real pictures of concepts the adapter never saw, at each weight."""
     apply(parts, load_adapter(file))
     captions = [caption(concept) for concept in HELD_OUT for _ in range(seeds)]
@@ -103,7 +103,7 @@ def judge_subject(parts: Parts, file: Path, subject: Tensor, trigger: str, refer
     }
 
 
-def judge_treatment(parts: Parts, file: Path, treat: Any, seeds: int = 4) -> Result:
+def judge_treatment(parts: Parts, file: Path, treat: Any, seeds: int = 2) -> Result:
     """An adapter with an exact truth: the same picture, treated."""
     apply(parts, load_adapter(file))
     captions = [caption(concept) for concept in HELD_OUT for _ in range(seeds)]

@@ -148,8 +148,11 @@ def base_table(work: Path, recipe: JointRecipe) -> LatentTable:
     return LatentTable(saved["latents"], saved["captions"])
 
 
-def train_joint(work: Path, recipe: JointRecipe, minutes: float | None = None) -> Parts:
-    """Train (or go on training); stops early after `minutes`. Logs the caption gap and draws a sheet now and then."""
+def train_joint(work: Path, recipe: JointRecipe, minutes: float | None = None, until: int | None = None) -> Parts:
+    """Train (or go on training); stops early after `minutes` or at update `until`, its schedule unchanged.
+
+    Logs the caption gap every 200 updates and draws a sheet every 1000.
+    """
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     write_tokenizer(work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -157,7 +160,7 @@ def train_joint(work: Path, recipe: JointRecipe, minutes: float | None = None) -
     if state.exists():
         stage.resume(state)
     started = saved = time.monotonic()
-    while stage.run.step < recipe.updates:
+    while stage.run.step < min(recipe.updates, until or recipe.updates):
         stage.update()
         now = time.monotonic()
         if stage.run.step % 200 == 0:

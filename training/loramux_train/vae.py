@@ -173,13 +173,15 @@ def peak_signal_to_noise(vae: AutoencoderKL, cache: Path) -> dict[str, float]:
     return result
 
 
-def train_vae(cache: Path, folder: Path, recipe: VaeRecipe, minutes: float | None = None) -> AutoencoderKL:
-    """Train (or go on training) and write the averaged model to `folder/vae`; stops early after `minutes`."""
+def train_vae(
+    cache: Path, folder: Path, recipe: VaeRecipe, minutes: float | None = None, until: int | None = None
+) -> AutoencoderKL:
+    """Train (or go on training) and write the averaged model to `folder/vae`; may stop early, to resume later."""
     stage, state = VaeTraining(cache, recipe), folder / "vae.pt"
     if state.exists():
         stage.resume(state)
     started = saved = time.monotonic()
-    while stage.run.step < recipe.updates:
+    while stage.run.step < min(recipe.updates, until or recipe.updates):
         stage.update()
         now = time.monotonic()
         if stage.run.step % 100 == 0:

@@ -17,7 +17,7 @@ from loramux_client import shelf, terminal
 from loramux_client.commands.server import Json, Server, connect
 
 SHOWN_IGNORED = 5
-"""Ignored keys listed one by one; a file of another trainer can have hundreds."""
+"""Ignored keys that a push lists one by one; a file of another trainer can have hundreds."""
 
 adapters = App(name="adapters", help="Put adapters on the shelf, look at them, take them off.")
 
@@ -101,7 +101,7 @@ def check(
     )
     uploaded = _upload(server, file, "check", options)
     terminal.say(f"{file} would be accepted")
-    _say_report(uploaded.report)
+    _say_report(uploaded.report, whole=True)
 
 
 @adapters.command(name="list")
@@ -158,16 +158,17 @@ def _bar(file: Path) -> Generator[shelf.Progress]:
         yield lambda sent, total: bars.update(task, completed=sent, total=total)
 
 
-def _say_report(report: shelf.AcceptReport) -> None:
+def _say_report(report: shelf.AcceptReport, *, whole: bool = False) -> None:
     ranks = sorted({module.rank for module in report.matched})
     span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
     terminal.say(f"  {report.family}, layout {report.layout or 'unknown'}")
     terminal.say(f"  acts on {len(report.matched)} modules, rank {span or '-'}")
-    for evidence in report.evidence:
+    for evidence in report.evidence if whole else report.evidence[:1]:
         terminal.say(f"  because {evidence}")
-    for key in report.ignored[:SHOWN_IGNORED]:
+    shown = report.ignored if whole else report.ignored[:SHOWN_IGNORED]
+    for key in shown:
         terminal.say(f"  ignored {key.key}: {key.reason}")
-    if (more := len(report.ignored) - SHOWN_IGNORED) > 0:
+    if more := len(report.ignored) - len(shown):
         terminal.say(f"  ignored {more} more tensors")
     for warning in report.warnings:
         terminal.complain(f"  warning: {warning}")

@@ -15,15 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loramux_kernels import MAX_ROW_RANK, PoolFull
-from loramux_store.errors import StoreError
-from loramux_store.record import VersionRecord
 from safetensors import safe_open
 from torch import Tensor
 
+from loramux_kernels import MAX_ROW_RANK, PoolFull
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.errors import Incompatible, PictureFailed
 from loramux_server.metrics import Metrics
+from loramux_store.errors import StoreError
+from loramux_store.record import VersionRecord
 
 _log = logging.getLogger(__name__)
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from loramux_kernels import Tables
-from loramux_kernels.pool import Entries
-from loramux_store.layout import Layout
-from loramux_store.record import VersionRecord
 from torch import Tensor
 
+from loramux_kernels import Tables
+from loramux_kernels.pool import Entries
 from loramux_server.engine import pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
 from loramux_server.engine.lora_layers import LayerGroup, wrap
@@ -28,6 +26,8 @@ from loramux_server.engine.text import PromptEncoder
 from loramux_server.errors import PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import ImageKey, Job
+from loramux_store.layout import Layout
+from loramux_store.record import VersionRecord
 
 Observer = Callable[[Mapping[str, Tables]], None]
 """Sees the tables of every UNet forward by layer group (groups without any entry are absent)."""
@@ -92,7 +92,7 @@ class Engine:
         entries = {name: _entries(job, lease, name) for name in self.groups}
         embeddings = self._embeddings(job, entries["text_encoder"])
         scale = self.base.latent_scale
-        shape = (1, self.base.unet.config.in_channels, job.height // scale, job.width // scale)
+        shape = (1, self.base.unet.config["in_channels"], job.height // scale, job.width // scale)
         for index in range(job.num_images):
             sampler = ImageSampler(
                 job.sampler, self.base.scheduler_config, job.steps, job.seed + index, shape, self.base.device

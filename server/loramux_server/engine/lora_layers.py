@@ -5,16 +5,17 @@ weights, the layer groups they belong to and the layout they make up. It knows n
 rank rows are numbers here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from loramux_kernels import RankRowPool, RowAllocator, TableBank, Tables, lora_conv2d, lora_linear
 from loramux_kernels.pool import Entries
 from loramux_store.layout import ModuleSpec
-from torch import Tensor, nn
 
 
 class LayerGroup:
@@ -51,7 +52,7 @@ class LayerGroup:
                 layer.pool.clear(rows)
 
     @contextmanager
-    def adding(self, blends: Sequence[Entries]) -> Iterator[Tables | None]:
+    def adding(self, blends: Sequence[Entries]) -> Generator[Tables | None]:
         """Within it, batch row i of these layers adds the (rank row, scale) pairs blends[i]."""
         self.tables = self._bank.write(blends)
         try:
@@ -64,7 +65,9 @@ class LoraLinear(nn.Linear):
     """A Linear of the base with its rank rows; its forward without tables is nn.Linear's own."""
 
     def __init__(self, base: nn.Linear, group: LayerGroup) -> None:
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        super().__init__(
+            base.in_features, base.out_features, bias=cast("nn.Parameter | None", base.bias) is not None, device="meta"
+        )
         self.weight, self.bias = base.weight, base.bias
         self.group, self.pool = group, cast("RankRowPool | None", None)
         self.k, self.n = base.in_features, base.out_features

@@ -14,7 +14,7 @@ from torch import Tensor
 @torch.inference_mode()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
     """One picture of latents [1, C, h, w], as diffusers' image processor makes it: to [0, 1], then rounded."""
-    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+    pixels = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
     pixels = (pixels / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((pixels * 255).round().astype("uint8"))
 

@@ -39,17 +39,17 @@ class Base:
     @property
     def latent_scale(self) -> int:
         """Pixels of a side that one latent covers."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def size_multiple(self) -> int:
         """Pixels that width and height are multiples of: what the UNet can halve all the way down and back."""
-        return self.latent_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return self.latent_scale * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
     def side(self) -> int:
         """Width and height that the base was trained at, in pixels."""
-        return self.unet.config.sample_size * self.latent_scale
+        return self.unet.config["sample_size"] * self.latent_scale
 
 
 def load_base(folder: Path, name: str, device: torch.device) -> Base:
@@ -75,7 +75,8 @@ def load_base(folder: Path, name: str, device: torch.device) -> Base:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadBase(f"base {folder} could not be loaded: {error}") from error
     _check_architecture(folder, unet, text_encoder)
-    for model in (unet, vae, text_encoder):
+    models: list[Any] = [unet, vae, text_encoder]  # diffusers' decorators hide the signature of `to`
+    for model in models:
         model.to(device).eval().requires_grad_(False)
     return Base(
         name=name,
@@ -98,7 +99,7 @@ def _check_parts(folder: Path) -> None:
 
 
 def _check_architecture(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
-    channels, context = unet.config.in_channels, unet.config.cross_attention_dim
+    channels, context = unet.config["in_channels"], unet.config["cross_attention_dim"]
     if channels != 4:
         raise BadBase(f"base {folder} has a UNet of {channels} input channels, expected 4")
     if context != text_encoder.config.hidden_size:

@@ -6,10 +6,9 @@ Takes a text and what the blend adds in the text encoder; gives embeddings. It k
 from collections import OrderedDict
 from collections.abc import Hashable
 
-import torch
-from loramux_kernels.pool import Entries
 from torch import Tensor
 
+from loramux_kernels.pool import Entries
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.engine.pipeline import Base
 

@@ -1,0 +1,266 @@
+"""Tiny Stable Diffusion 1.x folders, random adapters for them, and a server without its network side."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from loramux_kernels import Tables
+from loramux_server.admission import Admission
+from loramux_server.app import BUILTIN_FOLDER, App
+from loramux_server.requests import Done, Event, Failed, GenerationRequest, ImageReady, Job
+from loramux_server.runner import Runner
+from loramux_server.settings import Settings
+from loramux_store.record import UploadSpec
+
+TOKENIZER = BUILTIN_FOLDER / "base" / "tokenizer"
+
+
+def _unet(channels: tuple[int, ...], layers: int, text_width: int) -> UNet2DConditionModel:
+    down = ("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",)
+    return UNet2DConditionModel(
+        block_out_channels=channels,
+        layers_per_block=layers,
+        sample_size=16,
+        down_block_types=down,
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
+        cross_attention_dim=text_width,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def write_tiny_base(folder: Path, *, seed: int, channels: tuple[int, ...], layers: int, prediction: str) -> Path:
+    """A random Stable Diffusion 1.x pipeline in diffusers layout, with the built-in base's real tokenizer."""
+    torch.manual_seed(seed)
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    # Random decoders draw nearly grey pictures; more contrast makes differences visible in 8 bits.
+    with torch.no_grad():
+        vae.decoder.conv_out.weight *= 4
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        unet=_unet(channels, layers, 32),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two levels, epsilon prediction."""
+    return write_tiny_base(
+        tmp_path_factory.mktemp("bases") / "tiny", seed=0, channels=(16, 32), layers=1, prediction="epsilon"
+    )
+
+
+@pytest.fixture(scope="session")
+def other_tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three levels of two layers, velocity prediction."""
+    return write_tiny_base(
+        tmp_path_factory.mktemp("bases") / "other", seed=1, channels=(8, 16, 24), layers=2, prediction="v_prediction"
+    )
+
+
+@dataclass(frozen=True)
+class RandomAdapter:
+    """An adapter file in PEFT naming, with alpha in its metadata as diffusers writes it."""
+
+    name: str
+    file: Path
+    rank: int
+
+
+def random_adapter(
+    base: Path, folder: Path, name: str, *, rank: int, alpha: float, strength: float, seed: int, parts: Sequence[str]
+) -> RandomAdapter:
+    """Random factors on every layer whose path contains one of `parts`."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    shapes = layer_shapes(base)
+    for path, shape in shapes.items():
+        if not any(part in path for part in parts):
+            continue
+        fan_in = int(np.prod(shape[1:]))
+        a = torch.randn(rank, *shape[1:], generator=generator) / fan_in**0.5
+        b = torch.randn(shape[0], rank, *(1,) * (len(shape) - 2), generator=generator) / rank**0.5
+        tensors[f"{path}.lora_A.weight"] = a.contiguous()
+        tensors[f"{path}.lora_B.weight"] = (b * strength).contiguous()
+    components = {path.partition(".")[0] for path in tensors}
+    config = {
+        f"{c}.{key}": value
+        for c in components
+        for key, value in {"r": rank, "lora_alpha": alpha, "target_modules": _targets(tensors, c)}.items()
+    }
+    file = folder / f"{name}.safetensors"
+    save_file(tensors, file, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(config)})
+    return RandomAdapter(name, file, rank)
+
+
+def _targets(tensors: Mapping[str, torch.Tensor], component: str) -> list[str]:
+    prefix, suffix = f"{component}.", ".lora_A.weight"
+    return [
+        key.removeprefix(prefix).removesuffix(suffix)
+        for key in tensors
+        if key.startswith(prefix) and key.endswith(suffix)
+    ]
+
+
+def layer_shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    """Weight shapes of the base's Linear and Conv2d layers by path, read with diffusers and transformers."""
+    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    return {
+        f"{component}.{path}": tuple(layer.weight.shape)
+        for component, model in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder))
+        for path, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+
+
+ALL_PARTS = ("attn1.", "attn2.", "ff.net", "proj_", "resnets", "time_emb", "samplers", "conv_", "text_encoder.")
+
+
+def three_adapters(base: Path, folder: Path, strength: float) -> list[RandomAdapter]:
+    """Different ranks, alphas and layers; all touch UNet and text encoder."""
+    return [
+        random_adapter(base, folder, "everything", rank=4, alpha=2, strength=strength, seed=1, parts=ALL_PARTS),
+        random_adapter(
+            base, folder, "attention", rank=16, alpha=16, strength=strength, seed=2, parts=("attn", "text_encoder.")
+        ),
+        random_adapter(
+            base, folder, "convolution", rank=7, alpha=3.5, strength=2 * strength, seed=3, parts=("resnets", "q_proj")
+        ),
+    ]
+
+
+class Server:
+    """An app without its network side: requests in, pictures out; every forward's tables are kept."""
+
+    def __init__(self, base: str, store: Path, **settings: object) -> None:
+        self.forwards: list[Mapping[str, Tables]] = []
+        values = {"base": base, "store": store, "device": "cpu", "pool_bytes": 256 << 20, **settings}
+        self.app = App(Settings.model_validate(values), observer=self._keep)
+        self.app.runner.start()
+
+    @property
+    def admission(self) -> Admission:
+        return self.app.admission
+
+    @property
+    def runner(self) -> Runner:
+        return self.app.runner
+
+    def _keep(self, tables: Mapping[str, Tables]) -> None:
+        copies = {name: Tables(t.idx.clone(), t.scale.clone(), t.nrank.clone()) for name, t in tables.items()}
+        self.forwards.append(copies)
+
+    def publish(self, adapters: Sequence[RandomAdapter]) -> None:
+        for adapter in adapters:
+            self.app.store.publish(adapter.file, UploadSpec(name=adapter.name))
+
+    def draw(self, requests: Sequence[GenerationRequest]) -> list[np.ndarray]:
+        """Runs all requests at once; the first picture of each, [H, W, 3] uint8."""
+        handles = [self.submit(request) for request in requests]
+        return [handle.pictures()[0] for handle in handles]
+
+    def submit(self, request: GenerationRequest) -> "Handle":
+        handle = Handle(self.admission.admit(request))
+        self.runner.submit(handle.job, handle.hear)
+        return handle
+
+    def close(self) -> None:
+        self.runner.stop()
+        self.app.store.close()
+
+
+class Handle:
+    """One request in flight, and everything it heard."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.events: list[Event] = []
+        self._ended = threading.Event()
+
+    def hear(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Done | Failed):
+            self._ended.set()
+
+    def pictures(self) -> list[np.ndarray]:
+        assert self._ended.wait(120), "no end within 120 s"
+        for event in self.events:
+            if isinstance(event, Failed):
+                raise event.error
+        ready = sorted((e for e in self.events if isinstance(e, ImageReady)), key=lambda e: e.index)
+        return [np.asarray(Image.open(io.BytesIO(e.png))) for e in ready]
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator["type[Server]"]:
+    """Makes servers that are closed when the test ends: make_server(base_folder, **settings)."""
+    servers: list[Server] = []
+
+    def make(base: Path | str, **settings: object) -> Server:
+        servers.append(Server(str(base), tmp_path / f"store{len(servers)}", **settings))
+        return servers[-1]
+
+    yield make  # type: ignore[misc]
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def built_in_base() -> Path:
+    """The base that ships."""
+    return BUILTIN_FOLDER / "base"
+
+
+@pytest.fixture(name="three_adapters", scope="session")
+def _three_adapters() -> object:
+    return three_adapters
+
+
+@pytest.fixture(scope="session")
+def server_class() -> type[Server]:
+    """For tests that keep one server over many cases."""
+    return Server

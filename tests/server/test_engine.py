@@ -1,0 +1,149 @@
+"""Failures stay with their own request, rows come back, and prompts are encoded with their own blend."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from loramux_server.errors import Draining, Incompatible, InvalidRequest, PictureFailed
+from loramux_server.requests import BlendEntry, GenerationRequest, Stepped
+from loramux_store.errors import DataLoss, NotFound
+from loramux_store.record import UploadSpec
+
+PLAIN = GenerationRequest("a dog", seed=1, steps=3)
+
+
+@pytest.fixture
+def server(make_server: Callable[..., Any], tiny_base: Path, three_adapters: Any, tmp_path: Path) -> Any:
+    server = make_server(tiny_base)
+    server.publish(three_adapters(tiny_base, tmp_path, 0.5))
+    return server
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen within 20 s"
+        time.sleep(0.01)
+
+
+def test_a_row_that_becomes_non_finite_fails_its_own_request_only(server: Any, tmp_path: Path) -> None:
+    key = "unet.conv_in"
+    file = tmp_path / "huge.safetensors"
+    save_file(
+        {
+            f"{key}.lora_A.weight": torch.full((1, 4, 3, 3), 1e30),
+            f"{key}.lora_B.weight": torch.full((16, 1, 1, 1), 1e30),
+        },
+        file,
+    )
+    server.app.store.publish(file, UploadSpec(name="huge"))
+    (alone,) = server.draw([PLAIN])
+    bad = server.submit(replace(PLAIN, blend=(BlendEntry("huge", 1.0),)))
+    good = server.submit(PLAIN)
+    with pytest.raises(PictureFailed, match="became non-finite at step"):
+        bad.pictures()
+    assert np.abs(good.pictures()[0].astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_cancelling_stops_the_steps_and_gives_the_rows_back(server: Any) -> None:
+    free = {name: group.rows.free for name, group in server.app.engine.groups.items()}
+    handle = server.submit(replace(PLAIN, steps=200, num_images=3, blend=(BlendEntry("attention", 1.0),)))
+    wait_for(lambda: any(isinstance(event, Stepped) for event in handle.events))
+    server.runner.cancel(handle.job.id)
+    wait_for(lambda: server.app.metrics.registry.get_sample_value("loramux_requests_in_flight") == 0)
+    heard, ticks = len(handle.events), len(server.forwards)
+    server.draw([PLAIN])
+    assert len(handle.events) == heard
+    assert len(server.forwards) == ticks + 3, "the cancelled pictures went on"
+    cache = server.app.engine.adapters
+    cache._evict()  # raises where the lease was kept
+    assert {name: group.rows.free for name, group in server.app.engine.groups.items()} == free
+
+
+def test_a_blend_beyond_the_pool_is_refused_before_it_queues(server: Any) -> None:
+    for group in server.app.engine.groups.values():
+        group.open(18, torch.device("cpu"))
+    request = replace(PLAIN, blend=(BlendEntry("attention", 1.0), BlendEntry("everything", 1.0)))
+    with pytest.raises(Incompatible, match=r"total rank 20 in \S+, at most 17 fits"):
+        server.admission.admit(request)
+
+
+def test_a_damaged_blob_fails_the_request_that_needs_it(server: Any) -> None:
+    version = server.app.store.resolve("attention")
+    server.app.store.compiled(version).unlink()
+    blob = next((server.app.settings.store / "blobs").rglob(version.blob_digest))
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    handle = server.submit(replace(PLAIN, blend=(BlendEntry("attention", 1.0),)))
+    with pytest.raises(DataLoss):
+        handle.pictures()
+    assert server.draw([PLAIN])
+
+
+def test_fields_left_open_take_the_bases_values(server: Any) -> None:
+    job = server.admission.admit(GenerationRequest("a dog"))
+    assert (job.width, job.height, job.steps, job.num_images, job.guidance_scale) == (32, 32, 20, 1, 7.5)
+    assert job.seed != server.admission.admit(GenerationRequest("a dog")).seed
+
+
+def test_every_field_at_fault_is_named_at_once(server: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        server.admission.admit(GenerationRequest("a dog", steps=0, width=7, seed=-1, guidance_scale=float("inf")))
+    assert [v.field for v in caught.value.violations] == ["steps", "guidance_scale", "seed", "width"]
+
+
+def test_an_unknown_adapter_is_named(server: Any) -> None:
+    with pytest.raises(NotFound, match="nobody"):
+        server.admission.admit(replace(PLAIN, blend=(BlendEntry("nobody", 1.0),)))
+
+
+def test_images_of_one_request_are_those_of_consecutive_seeds(server: Any) -> None:
+    many = server.submit(replace(PLAIN, num_images=3)).pictures()
+    single = server.draw([replace(PLAIN, seed=seed) for seed in (1, 2, 3)])
+    assert len({picture.tobytes() for picture in many}) == 3
+    assert all(np.abs(a.astype(int) - b.astype(int)).max() <= 1 for a, b in zip(many, single, strict=True))
+
+
+def test_an_unguided_picture_takes_one_row(server: Any) -> None:
+    server.forwards.clear()
+    server.draw([replace(PLAIN, guidance_scale=1.0, blend=(BlendEntry("everything", 1.0),))])
+    assert {table.rows for forward in server.forwards for table in forward.values()} == {1}
+
+
+def test_the_prompt_cache_tells_blends_apart(server: Any) -> None:
+    """Only text-encoder weights are in the key: a UNet-only change reuses, a text change does not."""
+    engine = server.app.engine
+    encoded: list[str] = []
+    encode = engine._prompts._encode
+
+    def counting(text: str, entries: Any) -> torch.Tensor:
+        encoded.append(text)
+        return encode(text, entries)
+
+    engine._prompts._encode = counting
+    for weight in (1.0, 1.0, 0.5):
+        server.draw([replace(PLAIN, blend=(BlendEntry("attention", weight),))])
+    assert encoded == ["", "a dog"] * 2
+    server.draw([PLAIN])
+    server.draw([replace(PLAIN, guidance_scale=2.0)])
+    assert len(encoded) == 6
+
+
+def test_sizes_other_than_the_bases_own(server: Any) -> None:
+    wide, tall = server.draw([replace(PLAIN, width=64, height=32), replace(PLAIN, width=32, height=48)])
+    assert wide.shape == (32, 64, 3) and tall.shape == (48, 32, 3)
+
+
+def test_a_stopping_runner_takes_nothing_new(server: Any) -> None:
+    running = server.submit(replace(PLAIN, steps=20))
+    assert server.runner.drain(20)
+    assert running.pictures()
+    with pytest.raises(Draining):
+        server.submit(PLAIN)

@@ -1,0 +1,117 @@
+"""Pictures equal those of diffusers' own pipeline with the same adapters through PEFT."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from loramux_server.requests import BlendEntry, GenerationRequest, Sampler
+
+# PEFT warns of every adapter after the first.
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+
+PEER_SCHEDULERS = {
+    Sampler.DDIM: diffusers.DDIMScheduler,
+    Sampler.PNDM: diffusers.PNDMScheduler,
+    Sampler.EULER: diffusers.EulerDiscreteScheduler,
+    Sampler.EULER_ANCESTRAL: diffusers.EulerAncestralDiscreteScheduler,
+    Sampler.DPMPP_2M: diffusers.DPMSolverMultistepScheduler,
+}
+
+
+class Peer:
+    """diffusers' StableDiffusionPipeline with adapters loaded by its own loader."""
+
+    def __init__(self, base: Path, adapters: Sequence[Any]) -> None:
+        self.pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, torch_dtype=torch.float32)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.config = self.pipe.scheduler.config
+        for adapter in adapters:
+            self.pipe.load_lora_weights(adapter.file, adapter_name=adapter.name)
+
+    def draw(self, request: GenerationRequest) -> np.ndarray:
+        assert request.sampler is not None and request.seed is not None and request.steps is not None
+        self.pipe.scheduler = PEER_SCHEDULERS[request.sampler].from_config(self.config)
+        if request.blend:
+            self.pipe.enable_lora()
+            self.pipe.set_adapters([e.adapter for e in request.blend], [e.weight for e in request.blend])
+        elif self.pipe.get_list_adapters():
+            self.pipe.disable_lora()
+        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        image = self.pipe(
+            request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            height=side,
+            width=side,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+        ).images[0]
+        return np.asarray(image)
+
+
+def requests(names: Sequence[str], sampler: Sampler, steps: int) -> list[GenerationRequest]:
+    """No adapter, each alone, and all blended; guided and not."""
+    blends = [
+        (),
+        *(((name, 1.0),) for name in names),
+        tuple(zip(names, (0.7, -0.4, 0.9), strict=True)),
+    ]
+    return [
+        GenerationRequest(
+            prompt="a red apple",
+            negative_prompt="a dog",
+            blend=tuple(BlendEntry(name, weight) for name, weight in blend),
+            sampler=sampler,
+            steps=steps,
+            guidance_scale=guidance,
+            seed=7,
+        )
+        for blend in blends
+        for guidance in (4.0, 1.0)
+    ]
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> int:
+    """Largest difference of any pixel, in 255ths."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def check_adapters_act(asked: Sequence[GenerationRequest], wanted: Sequence[np.ndarray]) -> None:
+    """Each adapter alone moves the reference by at least 20/255 somewhere, or equality proves nothing."""
+    plain = {r.guidance_scale: picture for r, picture in zip(asked, wanted, strict=True) if not r.blend}
+    for request, picture in zip(asked, wanted, strict=True):
+        if len(request.blend) == 1:
+            assert distance(picture, plain[request.guidance_scale]) >= 20, request.blend
+
+
+BASES = {"tiny_base": 0.5, "other_tiny_base": 0.5, "built_in_base": 0.15}
+"""Bases, with the strength of random adapters on them."""
+
+
+@pytest.fixture(scope="module", params=BASES)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, three_adapters: Any, server_class: Any
+) -> Iterator[tuple[Any, Peer, list[str]]]:
+    """Our server and diffusers' pipeline on one base, with the same adapters."""
+    base, folder = request.getfixturevalue(request.param), tmp_path_factory.mktemp("parity")
+    adapters = three_adapters(base, folder, BASES[request.param])
+    server = server_class(str(base), folder / "store")
+    server.publish(adapters)
+    yield server, Peer(base, adapters), [adapter.name for adapter in adapters]
+    server.close()
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_pictures_equal_the_peers(sampler: Sampler, pair: tuple[Any, Peer, list[str]]) -> None:
+    server, peer, names = pair
+    asked = requests(names, sampler, steps=5)
+    wanted = [peer.draw(request) for request in asked]
+    check_adapters_act(asked, wanted)
+    for request, got, want in zip(asked, server.draw(asked), wanted, strict=True):
+        assert distance(got, want) <= 1, request

@@ -1,0 +1,453 @@
+"""A stranger's view: `loramux serve` in a process of its own, spoken to over the wire."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pickle
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from safetensors.torch import save
+
+from loramux.v1 import (
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    generation_pb2,
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+)
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+READY = re.compile(r"loramux ready grpc=(\S+) http=(\S+) base=(\S+)")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server process and its doors."""
+
+    process: subprocess.Popen[str]
+    target: str
+    http: str
+    channel: grpc.Channel
+
+    @property
+    def pictures(self) -> generation_service_pb2_grpc.GenerationServiceStub:
+        return generation_service_pb2_grpc.GenerationServiceStub(self.channel)
+
+    @property
+    def shelf(self) -> adapter_service_pb2_grpc.AdapterServiceStub:
+        return adapter_service_pb2_grpc.AdapterServiceStub(self.channel)
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.http}{path}", timeout=10) as answer:
+            return answer.read().decode()
+
+    def metric(self, sample: str) -> float:
+        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(f"{sample} ")]
+        return float(lines[0].split()[-1]) if lines else 0.0
+
+    def upload(self, name: str, file: bytes, **spec: object) -> adapter_service_pb2.UploadAdapterResponse:
+        values: dict[str, object] = {"size_bytes": len(file), "sha256": hashlib.sha256(file).hexdigest(), **spec}
+        messages = [adapter_service_pb2.UploadAdapterRequest(spec=adapter_service_pb2.UploadSpec(name=name, **values))]  # type: ignore[arg-type]
+        for start in range(0, len(file), 1 << 16):
+            messages.append(adapter_service_pb2.UploadAdapterRequest(chunk=file[start : start + (1 << 16)]))
+        return self.shelf.UploadAdapter(iter(messages), timeout=60)
+
+
+def start(store: Path, *options: str) -> Running:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loramux_client.cli", "serve", "--port", "0", "--metrics-port", "0", "--store", store]
+        + list(options),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    found = READY.match(process.stdout.readline())
+    assert found, "no ready line"
+    return Running(process, found[1], found[2], grpc.insecure_channel(found[1]))
+
+
+def stop(server: Running) -> int:
+    server.channel.close()
+    server.process.send_signal(signal.SIGTERM)
+    code = server.process.wait(60)
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+    return code
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = start(tmp_path_factory.mktemp("store"))
+    yield running
+    assert stop(running) == 0
+
+
+@pytest.fixture(scope="module")
+def names(server: Running) -> list[str]:
+    """Adapters that an empty store was seeded with."""
+    listed = server.shelf.ListAdapters(adapter_service_pb2.ListAdaptersRequest())
+    return [adapter.name for adapter in listed.adapters]
+
+
+def adapter_file(values: float = 0.1) -> bytes:
+    """A small PEFT file for one layer of the built-in base."""
+    width = 48
+    return save(
+        {
+            f"{LAYER}.lora_A.weight": torch.full((2, width), values),
+            f"{LAYER}.lora_B.weight": torch.full((width, 2), values),
+        }
+    )
+
+
+def request(**fields: object) -> generation_pb2.GenerateRequest:
+    values = {"prompt": "a red apple", "steps": 2, "seed": 7, **fields}
+    return generation_pb2.GenerateRequest(**values)  # type: ignore[arg-type]
+
+
+def blend(**weights: float) -> generation_pb2.Blend:
+    return generation_pb2.Blend(
+        entries=[generation_pb2.BlendEntry(adapter=name, weight=weight) for name, weight in weights.items()]
+    )
+
+
+def details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, dict[str, str]]:
+    """The ErrorInfo and the {field: description} of a failed call."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None, "no details"
+    info, violations = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(violations)
+    assert info.domain == "loramux" and info.reason
+    return info, {violation.field: violation.description for violation in violations.field_violations}
+
+
+def test_the_store_was_seeded_and_blends_draw_other_pictures(server: Running, names: list[str]) -> None:
+    assert len(names) == 4
+    one, other = names[0], names[1]
+    drawn = [
+        server.pictures.Generate(request(blend=b, steps=8)).images[0].data
+        for b in (blend(), blend(**{one: 0.8}), blend(**{one: 0.8, other: 0.4}), blend(**{one: 0.8}))
+    ]
+    assert drawn[0].startswith(b"\x89PNG") and len(set(drawn)) == 3 and drawn[1] == drawn[3]
+
+
+def test_the_response_says_what_was_applied(server: Running, names: list[str]) -> None:
+    response = server.pictures.Generate(request(blend=blend(**{names[0]: 0.5}), num_images=2))
+    (applied,) = response.applied.adapters
+    version = server.shelf.GetAdapter(adapter_service_pb2.GetAdapterRequest(name=names[0])).latest_version
+    assert (applied.adapter, applied.version, applied.digest, applied.weight) == (names[0], 1, version.digest, 0.5)
+    info = server.pictures.GetServerInfo(generation_service_pb2.GetServerInfoRequest())
+    assert response.applied.base_digest == info.base_digest
+    assert [image.seed for image in response.images] == [7, 8]
+    assert response.timings.total_seconds >= response.timings.denoise_seconds > 0
+
+
+def test_a_stream_tells_the_whole_story_in_order(server: Running) -> None:
+    events = list(server.pictures.GenerateStream(request(steps=3)))
+    assert [event.WhichOneof("event") for event in events] == [
+        "queued",
+        "started",
+        "step",
+        "step",
+        "step",
+        "image",
+        "done",
+    ]
+    assert [event.step.step for event in events if event.HasField("step")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "fields,bad",
+    [
+        ({"steps": -1}, {"steps": "is -1, expected 1 to 200"}),
+        ({"blend": {"ink": float("nan")}}, {"blend.entries[0].weight": "is nan, expected -16.0 to 16.0"}),
+        ({"blend": {"ink": float("inf")}}, {"blend.entries[0].weight": "is inf, expected -16.0 to 16.0"}),
+        (
+            {"width": 10_000, "height": 10_000},
+            {side: "is 10000, expected a multiple of 16 from 16 to 1024" for side in ("width", "height")},
+        ),
+        ({"width": 65}, {"width": "is 65, expected a multiple of 16 from 16 to 1024"}),
+        ({"prompt": " ", "blend": {"ink": 1.0}}, {"prompt": "is empty, expected text where the blend lists adapters"}),
+        ({"guidance_scale": float("nan")}, {"guidance_scale": "is nan, expected 0 to 50.0"}),
+        ({"num_images": 0, "seed": -3}, {"num_images": "is 0, expected 1 to 16", "seed": None}),
+        ({"sampler": 77}, {"sampler": "is 77, expected one of [1, 2, 3, 4, 5]"}),
+        ({"prompt": "x" * 10_001}, {"prompt": "has 10001 characters, expected at most 10000"}),
+        ({"blend": {"": 1.0}}, {"blend.entries[0].adapter": None}),
+    ],
+)
+def test_bad_fields_are_named(server: Running, fields: dict[str, object], bad: dict[str, str | None]) -> None:
+    weights = fields.pop("blend", None)
+    if isinstance(weights, dict):
+        entries = [generation_pb2.BlendEntry(adapter=name, weight=weight) for name, weight in weights.items()]
+        fields["blend"] = generation_pb2.Blend(entries=entries)
+    for method in (server.pictures.Generate, lambda asked: list(server.pictures.GenerateStream(asked))):
+        with pytest.raises(grpc.RpcError) as caught:
+            method(request(**fields))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        _, violations = details(caught.value)
+        assert violations.keys() == bad.keys()
+        assert all(text is None or violations[field] == text for field, text in bad.items())
+    assert server.pictures.Generate(request()).images
+
+
+@pytest.mark.parametrize("reference", ["nobody", "ink@99", "../etc/passwd", "ink@prod"])
+def test_unknown_adapters_are_named(server: Running, reference: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        server.pictures.Generate(request(blend=blend(**{reference: 1.0})))
+    assert caught.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+    assert reference in (caught.value.details() or "")
+    details(caught.value)
+
+
+def test_the_same_version_twice_is_refused(server: Running, names: list[str]) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        server.pictures.Generate(request(blend=blend(**{names[0]: 1.0, f"{names[0]}@1": 1.0})))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert list(details(caught.value)[1]) == ["blend.entries[1].adapter"]
+
+
+class Bomb:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def bad_uploads(folder: Path) -> dict[str, tuple[bytes, dict[str, object], grpc.StatusCode, str]]:
+    """Name: file, fields of the spec, expected code, expected reason."""
+    good, code = adapter_file(), grpc.StatusCode
+    header = json.dumps({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    return {
+        "truncated": (good[:-10], {}, code.INVALID_ARGUMENT, "size_mismatch"),
+        "stopped-early": (good[:-10], {"size_bytes": len(good)}, code.INVALID_ARGUMENT, "size_mismatch"),
+        "too-many-bytes": (good, {"size_bytes": len(good) - 1}, code.RESOURCE_EXHAUSTED, "too_large"),
+        "pickle": (pickle.dumps(Bomb(str(folder / "bomb"))), {}, code.INVALID_ARGUMENT, "pickle_not_allowed"),
+        "wrong-sha256": (good, {"sha256": "0" * 64}, code.DATA_LOSS, "checksum_mismatch"),
+        "nan": (adapter_file(float("nan")), {}, code.INVALID_ARGUMENT, "non_finite"),
+        "web-page": (b"<!DOCTYPE html><html></html>", {}, code.INVALID_ARGUMENT, "html_page"),
+        "odd-dtype": (struct.pack("<Q", len(header)) + header + b"x", {}, code.INVALID_ARGUMENT, "unknown_dtype"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_uploads(Path()))
+def test_bad_uploads_are_refused_with_the_reason_and_leave_nothing(
+    server: Running, names: list[str], case: str, tmp_path: Path
+) -> None:
+    file, spec, code, reason = bad_uploads(tmp_path)[case]
+    with pytest.raises(grpc.RpcError) as caught:
+        server.upload("refused", file, **spec)
+    assert (caught.value.code(), details(caught.value)[0].reason) == (code, reason)
+    assert not (tmp_path / "bomb").exists()
+    listed = server.shelf.ListAdapters(adapter_service_pb2.ListAdaptersRequest())
+    assert "refused" not in [adapter.name for adapter in listed.adapters]
+    assert server.pictures.Generate(request()).images
+
+
+@pytest.mark.parametrize("name", ["", "UPPER", "../up", "a" * 65, "-a"])
+def test_bad_names_are_refused(server: Running, name: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        server.upload(name, adapter_file())
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert list(details(caught.value)[1]) == ["name"]
+
+
+def test_an_upload_without_its_spec_is_refused(server: Running) -> None:
+    chunk = adapter_service_pb2.UploadAdapterRequest(chunk=b"x")
+    for messages in ([], [chunk]):
+        with pytest.raises(grpc.RpcError) as caught:
+            server.shelf.UploadAdapter(iter(messages))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert list(details(caught.value)[1]) == ["spec"]
+
+
+def test_an_adapter_lives_and_dies_over_the_wire(server: Running) -> None:
+    first = server.upload("mine", adapter_file(0.3), default_weight=0.5, trigger_words=["zap"])
+    assert (first.version.number, first.created, first.version.rank) == (1, True, 2)
+    assert [matched.module for matched in first.report.matched] == [LAYER]
+    assert not server.upload("mine", adapter_file(0.3)).created
+    assert server.upload("mine", adapter_file(0.2)).version.number == 2
+    entry = generation_pb2.BlendEntry(adapter="mine@1")
+    response = server.pictures.Generate(request(blend=generation_pb2.Blend(entries=[entry])))
+    assert (response.applied.adapters[0].digest, response.applied.adapters[0].weight) == (first.version.digest, 0.5)
+    versions = server.shelf.ListVersions(adapter_service_pb2.ListVersionsRequest(name="mine")).versions
+    assert [version.number for version in versions] == [2, 1]
+    server.shelf.DeleteAdapter(adapter_service_pb2.DeleteAdapterRequest(name="mine"))
+    with pytest.raises(grpc.RpcError) as caught:
+        server.shelf.GetAdapter(adapter_service_pb2.GetAdapterRequest(name="mine"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_checking_a_file_publishes_nothing(server: Running) -> None:
+    response = server.upload("checked", adapter_file(), validate_only=True)
+    assert len(response.report.matched) == 1 and not response.HasField("version")
+    with pytest.raises(grpc.RpcError):
+        server.shelf.GetAdapter(adapter_service_pb2.GetAdapterRequest(name="checked"))
+
+
+def test_an_adapter_for_another_base_is_kept_but_not_drawn_with(server: Running) -> None:
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    file = save({f"{key}.lora_down.weight": torch.ones(1, 768), f"{key}.lora_up.weight": torch.ones(320, 1)})
+    assert server.upload("for-sd1", file).version.layout == "sd1"
+    with pytest.raises(grpc.RpcError) as caught:
+        server.pictures.Generate(request(blend=blend(**{"for-sd1": 1.0})))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert details(caught.value)[0].reason == "LAYOUT_MISMATCH"
+    assert "sd1" in (caught.value.details() or "")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen within 30 s"
+        time.sleep(0.05)
+
+
+def test_cancelling_a_stream_frees_its_rows(server: Running) -> None:
+    before = server.metric('loramux_requests_total{outcome="cancelled"}')
+    stream = server.pictures.GenerateStream(request(steps=200))
+    for event in stream:
+        if event.HasField("step"):
+            break
+    stream.cancel()
+    wait_for(lambda: server.metric('loramux_requests_total{outcome="cancelled"}') == before + 1)
+    assert server.metric("loramux_requests_in_flight") == 0 and server.metric("loramux_images_running") == 0
+
+
+def test_a_deadline_frees_its_rows(server: Running) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        server.pictures.Generate(request(steps=200, num_images=4), timeout=0.5)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_for(lambda: server.metric("loramux_requests_in_flight") == 0)
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    running = start(tmp_path / "store", "--max-queue", "2")
+    try:
+        first = running.pictures.GenerateStream(request(steps=200, num_images=2))
+        next(iter(first))
+        with pytest.raises(grpc.RpcError) as caught:
+            running.pictures.Generate(request())
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+        assert status is not None and any(d.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for d in status.details)
+        first.cancel()
+    finally:
+        assert stop(running) == 0
+
+
+def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(tmp_path: Path) -> None:
+    running = start(tmp_path / "store")
+    stream = running.pictures.GenerateStream(request(steps=60))
+    next(iter(stream))
+    running.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises(grpc.RpcError) as caught:
+        running.pictures.Generate(request())
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert [event.WhichOneof("event") for event in stream][-2:] == ["image", "done"]
+    assert stop(running) == 0
+
+
+def test_a_taken_port_and_a_bad_base_are_told_in_one_line(server: Running, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loramux_client.cli", "serve", "--store", str(tmp_path), "--metrics-port", "0"]
+    port = server.target.rpartition(":")[2]
+    taken = subprocess.run([*command, "--port", port], capture_output=True, text=True, timeout=60)
+    missing = subprocess.run([*command, "--base", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert taken.returncode == missing.returncode == 1
+    assert "model_index.json" in missing.stderr and "Traceback" not in taken.stderr + missing.stderr
+
+
+def test_health_and_http(server: Running) -> None:
+    health = health_pb2_grpc.HealthStub(server.channel)
+    for service in ("", "loramux.v1.GenerationService", "loramux.v1.AdapterService"):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert server.get("/livez") == server.get("/readyz") == "ok\n"
+    assert server.get("/version").strip()
+    assert server.metric("loramux_engine_up") == 1
+    assert server.metric('loramux_adapters_resident{tier="device"}') >= 1
+
+
+def test_a_generic_client_works_through_reflection(server: Running) -> None:
+    buf = Path(sys.executable).parent / "buf"
+    url = f"http://{server.target}/loramux.v1.GenerationService/Generate"
+    body = json.dumps({"prompt": "a red apple", "steps": 2, "seed": 7})
+    done = subprocess.run(
+        [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", body, url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"][0]["format"] == "IMAGE_FORMAT_PNG"
+
+
+def test_the_command_line_draws_a_blend(server: Running, names: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "loramux_client.cli",
+            "generate",
+            "a red apple",
+            "--server",
+            server.target,
+            "--seed",
+            "7",
+        ]
+        + ["--adapter", f"{names[0]}=0.8", "--adapter", f"{names[1]}=0.4", "--steps", "4", "-o", out],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    want = server.pictures.Generate(request(blend=blend(**{names[0]: 0.8, names[1]: 0.4}), steps=4))
+    assert out.read_bytes() == want.images[0].data
+
+
+def test_many_clients_at_once_while_adapters_come_and_go(server: Running, names: list[str]) -> None:
+    """Uploads and deletions beside drawing: nobody fails, everybody gets the picture they would get alone."""
+    asked = [request(blend=blend(**{name: weight}), steps=4) for name in names for weight in (0.5, 1.0)]
+    alone = [server.pictures.Generate(one).images[0].data for one in asked]
+
+    def churn(number: int) -> None:
+        server.upload(f"churn-{number}", adapter_file(0.1 * number))
+        server.pictures.Generate(request(blend=blend(**{f"churn-{number}": 1.0})))
+        server.shelf.DeleteAdapter(adapter_service_pb2.DeleteAdapterRequest(name=f"churn-{number}"))
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        churning = [threads.submit(churn, number) for number in range(1, 5)]
+        together = list(threads.map(lambda one: server.pictures.Generate(one).images[0].data, asked * 2))
+        for job in churning:
+            job.result()
+    from io import BytesIO
+
+    import numpy as np
+    from PIL import Image
+
+    for one, other in zip(alone * 2, together, strict=True):
+        a, b = (np.asarray(Image.open(BytesIO(data))).astype(int) for data in (one, other))
+        assert np.abs(a - b).max() <= 1
