@@ -32,6 +32,7 @@ from loramux.v1 import (
     generation_service_pb2_grpc,
 )
 
+CLI = (sys.executable, "-m", "loramux_client.cli")
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 READY = re.compile(r"loramux ready grpc=(\S+) http=(\S+) base=(\S+)")
 
@@ -71,8 +72,7 @@ class Running:
 
 def start(store: Path, *options: str) -> Running:
     process = subprocess.Popen(
-        [sys.executable, "-m", "loramux_client.cli", "serve", "--port", "0", "--metrics-port", "0", "--store", store]
-        + list(options),
+        [*CLI, "serve", "--port", "0", "--metrics-port", "0", "--store", str(store), *options],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -371,7 +371,7 @@ def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(tmp_path: Pa
 
 
 def test_a_taken_port_and_a_bad_base_are_told_in_one_line(server: Running, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "loramux_client.cli", "serve", "--store", str(tmp_path), "--metrics-port", "0"]
+    command = [*CLI, "serve", "--store", str(tmp_path), "--metrics-port", "0"]
     port = server.target.rpartition(":")[2]
     taken = subprocess.run([*command, "--port", port], capture_output=True, text=True, timeout=60)
     missing = subprocess.run([*command, "--base", str(tmp_path)], capture_output=True, text=True, timeout=60)
@@ -408,17 +408,22 @@ def test_the_command_line_draws_a_blend(server: Running, names: list[str], tmp_p
     out = tmp_path / "a.png"
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "loramux_client.cli",
+            *CLI,
             "generate",
             "a red apple",
             "--server",
             server.target,
             "--seed",
             "7",
-        ]
-        + ["--adapter", f"{names[0]}=0.8", "--adapter", f"{names[1]}=0.4", "--steps", "4", "-o", out],
+            "--steps",
+            "4",
+            "-o",
+            out,
+            "--adapter",
+            f"{names[0]}=0.8",
+            "--adapter",
+            f"{names[1]}=0.4",
+        ],
         capture_output=True,
         text=True,
         timeout=60,

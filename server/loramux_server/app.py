@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
@@ -26,7 +27,7 @@ from loramux_server.engine.engine import Engine, Observer
 from loramux_server.engine.pipeline import Base, load_base
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
-from loramux_server.metrics import Metrics
+from loramux_server.metrics import Metrics, StoreCollector
 from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
 from loramux_server.service import AdapterService, GenerationService
@@ -72,6 +73,7 @@ class App:
         base = _load(settings)
         self.store = Store.open(settings.store)
         self.engine = Engine(base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, observer=observer)
+        self.metrics.registry.register(StoreCollector(self.store.stats))
         self.store.register_layout(self.engine.layout)
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
@@ -101,7 +103,7 @@ class App:
                 await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
             self._ready = True
             on_ready(Ready(settings.host, port, admin.port, self.engine.base.name))
-            await stop.wait()
+            await _watch_lag(self.metrics, stop)
         finally:
             self._ready = False
             await checks.enter_graceful_shutdown()
@@ -131,6 +133,16 @@ async def serve(app: App, on_ready: Callable[[Ready], None]) -> None:
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
     await app.run(on_ready, stop)
+
+
+async def _watch_lag(metrics: Metrics, stop: asyncio.Event) -> None:
+    """Until `stop`, notes once a second how late the loop wakes a sleeper."""
+    while not stop.is_set():
+        started = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), timeout=1.0)
+            return
+        metrics.loop_lag.set(max(0.0, time.monotonic() - started - 1.0))
 
 
 def _load(settings: Settings) -> Base:

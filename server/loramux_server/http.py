@@ -5,7 +5,7 @@ Takes a registry and two questions to ask; gives plain text. It knows no request
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import (
@@ -36,7 +36,7 @@ class AdminServer:
         live: Callable[[], bool],
         ready: Callable[[], bool],
     ) -> None:
-        metrics: Any = make_wsgi_app(registry)
+        metrics = cast("Callable[..., Iterable[bytes]]", make_wsgi_app(registry))
 
         def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             match environ["PATH_INFO"]:

@@ -102,6 +102,8 @@ class _Call:
             raise error
         if isinstance(error, shelf.Refused):
             self._metrics.upload_failures.labels(error.reason.partition(":")[0]).inc()
+        if isinstance(error, errors.Busy | errors.Draining | errors.Incompatible | errors.InvalidRequest):
+            self._metrics.rejected.labels(_describe(error)[1]).inc()
         code, status = to_status(error)
         self._code = code.name
         trailer = ("grpc-status-details-bin", status.SerializeToString())

@@ -4,7 +4,13 @@ Takes observations from the runner, the engine, the store's door and the interce
 scrape. It knows no request.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from loramux_store.record import StoreStats
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 _STEP_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
@@ -18,6 +24,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self._most = 0
+        ProcessCollector(registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"loramux_{name}", text, labels, registry=registry)
@@ -51,6 +58,9 @@ class Metrics:
         self.cache_evictions = counter("adapter_cache_evictions_total", "Adapters put out of the tier.", "tier")
         self.resident = gauge("adapters_resident", "Adapters in the tier.", "tier")
         self.load_seconds = histogram("adapter_load_seconds", "From the store into the pool.", _LOAD_SECONDS)
+        self.rejected = counter("rejected_total", "Requests refused at the door, by ErrorInfo reason.", "reason")
+        self.upload_seconds = histogram("upload_seconds", "First message of an upload to its end.", _SECONDS)
+        self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop last woke a sleeper.")
         self.upload_bytes = counter("upload_bytes_total", "Bytes of adapter files received.")
         self.upload_failures = counter("upload_failures_total", "Uploads refused, by reason.", "reason")
         self.rpcs_started = Counter(
@@ -75,3 +85,22 @@ class Metrics:
         self.distinct_blends.observe(distinct)
         self._most = max(self._most, distinct)
         self.distinct_blends_max.set(self._most)
+
+
+class StoreCollector(Collector):
+    """What is on the shelf, asked for at every scrape."""
+
+    def __init__(self, stats: Callable[[], StoreStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One gauge a count."""
+        stats = self._stats()
+        for name, text, value in (
+            ("adapters", "Adapters on the shelf.", stats.adapters),
+            ("versions", "Versions on the shelf.", stats.versions),
+            ("blobs", "Distinct files kept.", stats.blobs),
+            ("bytes", "Bytes of the files kept.", stats.bytes),
+            ("free_bytes", "Bytes free on the store's disk.", stats.free_bytes),
+        ):
+            yield GaugeMetricFamily(f"loramux_store_{name}", text, value=value)

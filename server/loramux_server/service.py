@@ -6,6 +6,7 @@ Takes RPCs; asks admission, the runner and the store. It knows no tensors and ra
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -121,6 +122,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None or first.WhichOneof("message") != "spec":
             raise InvalidRequest((Violation("spec", "is missing, expected in the first message"),))
+        started = time.monotonic()
         upload = await self._call(self._store.begin_upload, messages.upload_spec(first.spec))
         try:
             async for message in request_iterator:
@@ -129,6 +131,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
             return messages.upload_response(await self._call(upload.commit))
         finally:
             await asyncio.shield(self._call(upload.abort))  # nothing to abort after a commit
+            self._metrics.upload_seconds.observe(time.monotonic() - started)
 
     async def GetAdapter(
         self,
