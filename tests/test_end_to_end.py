@@ -183,9 +183,9 @@ def test_a_stream_tells_the_whole_story_in_order(server: Running) -> None:
         ({"blend": {"ink": float("inf")}}, {"blend.entries[0].weight": "is inf, expected -16.0 to 16.0"}),
         (
             {"width": 10_000, "height": 10_000},
-            {side: "is 10000, expected a multiple of 16 from 16 to 1024" for side in ("width", "height")},
+            {side: "is 10000, expected a multiple of 4 from 16 to 1024" for side in ("width", "height")},
         ),
-        ({"width": 65}, {"width": "is 65, expected a multiple of 16 from 16 to 1024"}),
+        ({"width": 65}, {"width": "is 65, expected a multiple of 4 from 16 to 1024"}),
         ({"prompt": " ", "blend": {"ink": 1.0}}, {"prompt": "is empty, expected text where the blend lists adapters"}),
         ({"guidance_scale": float("nan")}, {"guidance_scale": "is nan, expected 0 to 50.0"}),
         ({"num_images": 0, "seed": -3}, {"num_images": "is 0, expected 1 to 16", "seed": None}),

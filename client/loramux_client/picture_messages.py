@@ -161,6 +161,7 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
         samplers=tuple(read_sampler(number) for number in message.samplers),
         limits=Limits(
             size_multiple=limits.size_multiple,
+            min_side=limits.min_side,
             max_side=limits.max_side,
             max_steps=limits.max_steps,
             max_images=limits.max_images,

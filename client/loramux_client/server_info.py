@@ -14,6 +14,7 @@ class Limits:
     """Bounds of a request."""
 
     size_multiple: int
+    min_side: int
     max_side: int
     max_steps: int
     max_images: int

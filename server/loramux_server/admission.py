@@ -31,7 +31,7 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts:
-    """What admission needs of the base. side, size_multiple, max_side in pixels."""
+    """What admission needs of the base. side, size_multiple, min_side and max_side in pixels."""
 
     name: str
     digest: str
@@ -39,6 +39,7 @@ class BaseFacts:
     layout_digest: str
     side: int
     size_multiple: int
+    min_side: int
     max_side: int
     guidance_scale: float
     steps: int = 20
@@ -135,9 +136,9 @@ def _range(field: str, value: float, low: float, high: float) -> Violation | Non
 
 def _size(field: str, value: int, base: BaseFacts) -> Violation | None:
     step = base.size_multiple
-    if step <= value <= base.max_side and value % step == 0:
+    if base.min_side <= value <= base.max_side and value % step == 0:
         return None
-    return Violation(field, f"is {value}, expected a multiple of {step} from {step} to {base.max_side}")
+    return Violation(field, f"is {value}, expected a multiple of {step} from {base.min_side} to {base.max_side}")
 
 
 def _length(field: str, text: str) -> Violation | None:

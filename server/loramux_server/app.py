@@ -163,7 +163,8 @@ def _facts(engine: Engine, settings: Settings) -> BaseFacts:
         layout_name=engine.layout.name,
         layout_digest=engine.layout.digest,
         side=base.side,
-        size_multiple=base.size_multiple,
+        size_multiple=base.latent_scale,
+        min_side=base.min_side,
         max_side=max(settings.max_side, base.side),
         guidance_scale=_BUILTIN_GUIDANCE if settings.base == BUILTIN else 7.5,
     )

@@ -147,6 +147,7 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
         samplers=list(SAMPLERS),
         limits=generation_pb2.Limits(
             size_multiple=base.size_multiple,
+            min_side=base.min_side,
             max_side=base.max_side,
             max_steps=admission.MAX_STEPS,
             max_images=admission.MAX_IMAGES,

@@ -152,3 +152,14 @@ def test_jobs_that_do_not_fit_together_wait_for_each_other(
     ]
     pictures = server.draw([*asked, GenerationRequest("a dog", seed=1, steps=3)])
     assert len(pictures) == 13
+
+
+def test_layer_names_are_those_that_adapter_files_use(tiny_base: Path) -> None:
+    plain = load_base(tiny_base, "tiny", torch.device("cpu"))
+    groups = wrap({"unet": plain.unet, "text_encoder": plain.text_encoder})
+    assert set(groups) == {"unet.attention", "unet.feed_forward", "unet.convolution", "unet.rest", "text_encoder"}
+    assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj" in groups["text_encoder"].layers
+    assert "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0" in groups["unet.attention"].layers
+    assert "unet.mid_block.attentions.0.proj_in" in groups["unet.feed_forward"].layers
+    assert "unet.conv_out" in groups["unet.convolution"].layers
+    assert "unet.mid_block.resnets.0.time_emb_proj" in groups["unet.rest"].layers

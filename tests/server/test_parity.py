@@ -28,7 +28,7 @@ class Peer:
     """diffusers' StableDiffusionPipeline with adapters loaded by its own loader."""
 
     def __init__(self, base: Path, adapters: Sequence[Any]) -> None:
-        self.pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, torch_dtype=torch.float32)
+        self.pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, dtype=torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         self.config = self.pipe.scheduler.config
         for adapter in adapters:
@@ -43,13 +43,14 @@ class Peer:
         elif self.pipe.get_list_adapters():
             self.pipe.disable_lora()
         side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        width, height = request.width or side, request.height or side
         image = self.pipe(
             request.prompt,
             negative_prompt=request.negative_prompt or None,
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
-            height=side,
-            width=side,
+            height=height,
+            width=width,
             generator=torch.Generator("cpu").manual_seed(request.seed),
         ).images[0]
         return np.asarray(image)
@@ -115,3 +116,13 @@ def test_pictures_equal_the_peers(sampler: Sampler, pair: tuple[Any, Peer, list[
     check_adapters_act(asked, wanted)
     for request, got, want in zip(asked, server.draw(asked), wanted, strict=True):
         assert distance(got, want) <= 1, request
+
+
+def test_sizes_the_unet_cannot_halve_evenly(pair: tuple[Any, Peer, list[str]]) -> None:
+    server, peer, names = pair
+    blend = (BlendEntry(names[0], 0.5),)
+    request = GenerationRequest(
+        "a dog", blend=blend, sampler=Sampler.DDIM, steps=3, guidance_scale=3.0, seed=1, width=72, height=56
+    )
+    (got,) = server.draw([request])
+    assert got.shape == (56, 72, 3) and distance(got, peer.draw(request)) <= 1

@@ -202,7 +202,7 @@ class ServerInfo(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., base: _Optional[str] = ..., base_digest: _Optional[str] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., device: _Optional[str] = ..., samplers: _Optional[_Iterable[_Union[Sampler, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., defaults: _Optional[_Union[Defaults, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("size_multiple", "max_side", "max_steps", "max_images", "max_blend_entries", "max_blend_rank", "max_upload_bytes")
+    __slots__ = ("size_multiple", "max_side", "max_steps", "max_images", "max_blend_entries", "max_blend_rank", "max_upload_bytes", "min_side")
     SIZE_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
     MAX_SIDE_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +210,7 @@ class Limits(_message.Message):
     MAX_BLEND_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     MAX_BLEND_RANK_FIELD_NUMBER: _ClassVar[int]
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SIDE_FIELD_NUMBER: _ClassVar[int]
     size_multiple: int
     max_side: int
     max_steps: int
@@ -217,7 +218,8 @@ class Limits(_message.Message):
     max_blend_entries: int
     max_blend_rank: int
     max_upload_bytes: int
-    def __init__(self, size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_images: _Optional[int] = ..., max_blend_entries: _Optional[int] = ..., max_blend_rank: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ...) -> None: ...
+    min_side: int
+    def __init__(self, size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_images: _Optional[int] = ..., max_blend_entries: _Optional[int] = ..., max_blend_rank: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., min_side: _Optional[int] = ...) -> None: ...
 
 class Defaults(_message.Message):
     __slots__ = ("sampler", "steps", "guidance_scale", "width", "height")

@@ -89,6 +89,7 @@ class AdapterCache:
         wanted = _Wanted(tuple(versions))
         with self._lock:
             if self._all_resident(wanted):
+                self._metrics.cache_hits.labels("device").inc(len(versions))
                 self._grant(wanted)
                 return wanted.future
         self._loader.submit(self._load, wanted)
@@ -130,7 +131,6 @@ class AdapterCache:
                 resident.users += 1
             rows[version.digest] = resident.rows
             self._resident.move_to_end(version.digest)
-            self._metrics.cache_hits.labels("device").inc()
         wanted.future.set_result(Lease(rows))
 
     def _load(self, wanted: _Wanted) -> None:
@@ -170,6 +170,7 @@ class AdapterCache:
             resident = self._resident.get(version.digest)
             if resident is not None:
                 resident.users += 1
+                self._metrics.cache_hits.labels("device").inc()
                 return resident
         started = time.monotonic()
         self._metrics.cache_misses.labels("device").inc()

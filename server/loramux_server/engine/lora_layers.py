@@ -136,6 +136,12 @@ def group_of(path: str, layer: nn.Module) -> str:
     return "unet.convolution" if isinstance(layer, nn.Conv2d) else "unet.rest"
 
 
+def canonical_path(component: str, name: str) -> str:
+    """The path that adapter files and layouts use: transformers 5 builds CLIP without its `text_model` level."""
+    bare = component.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection"))
+    return f"{component}.text_model.{name}" if bare else f"{component}.{name}"
+
+
 def wrap(models: Mapping[str, nn.Module]) -> dict[str, LayerGroup]:
     """Replaces every Linear and Conv2d of {component: model} in place; gives the groups by name.
 
@@ -147,7 +153,7 @@ def wrap(models: Mapping[str, nn.Module]) -> dict[str, LayerGroup]:
         for name, layer in list(model.named_modules()):
             if not isinstance(layer, nn.Linear | nn.Conv2d) or not _adaptable(layer):
                 continue
-            path = f"{component}.{name}"
+            path = canonical_path(component, name)
             group = groups.setdefault(group_of(path, layer), LayerGroup(group_of(path, layer)))
             wrapped = LoraLinear(layer, group) if isinstance(layer, nn.Linear) else LoraConv2d(layer, group)
             model.set_submodule(name, wrapped)

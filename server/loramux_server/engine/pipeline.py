@@ -42,8 +42,8 @@ class Base:
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
-    def size_multiple(self) -> int:
-        """Pixels that width and height are multiples of: what the UNet can halve all the way down and back."""
+    def min_side(self) -> int:
+        """Smallest width and height, in pixels: one latent at the UNet's lowest level."""
         return self.latent_scale * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
