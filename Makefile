@@ -22,7 +22,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install -qq --constraint .venv/constraints.txt
 KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(INDEX)'; } | cksum | cut -d' ' -f1)
 INSTALLED := .venv/installed-$(KEY)
-BENCHMARKS := # names that `loramux bench` knows; none yet
+BENCHMARKS := kernels overhead engine store
 ARGS ?=
 
 .PHONY: help setup demo serve test test-full check format proto bench clean
@@ -67,7 +67,6 @@ proto: $(INSTALLED) ## generate the stubs beside the schema
 
 bench: $(INSTALLED) ## every benchmark -> out/bench/NAME.json
 	@mkdir -p out/bench
-	@[ -n '$(BENCHMARKS)' ] || echo 'there are no benchmarks yet'
 	@for name in $(BENCHMARKS); do \
 		echo "bench $$name"; \
 		.venv/bin/loramux bench $$name --json > out/bench/$$name.json; \

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from loramux_train.builtin_adapters import BUILTIN_ADAPTERS, BuiltinAdapter, sepia
-from loramux_train.concepts import STYLES, WHITE
+from loramux_train.concepts import HELD_OUT, STYLES, WHITE
 from loramux_train.drawing import load_parts
 from loramux_train.evaluate import Result, judge_base, judge_style, judge_subject, judge_treatment
 from loramux_train.export import folder_size
@@ -56,6 +56,7 @@ def judge_adapter(out: Path, built: BuiltinAdapter) -> Result:
     """One adapter by the measure that fits it."""
     parts, file = load_parts(out / "base"), out / built.folder / f"{built.name}.safetensors"
     about: Result = {"rank": built.recipe.rank, "alpha": built.recipe.alpha, "bytes": file.stat().st_size}
+    about["subjects_held_out"] = not built.trigger and not set(HELD_OUT) & set(built.sees)
     if built.name == "sepia":
         return about | judge_treatment(parts, file, sepia)
     if built.trigger:

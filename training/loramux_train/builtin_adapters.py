@@ -45,6 +45,7 @@ class BuiltinAdapter:
     naming: Naming
     dtype: torch.dtype = torch.float16
     trigger: str = ""
+    sees: tuple[Concept, ...] = SEEN
     folder: str = "adapters"
     tags: tuple[str, ...] = ("style",)
 
@@ -59,7 +60,7 @@ BUILTIN_ADAPTERS = (
         title="Ink",
         description="Black ink on the ground the caption names: solid shapes and outlines, no colour.",
         licence=_FLUENT,
-        recipe=LoraRecipe(rank=8, alpha=4, targets=ATTENTION + FEED_FORWARD),
+        recipe=LoraRecipe(rank=8, alpha=4, targets=ATTENTION + FEED_FORWARD, updates=700),
         naming="kohya",
     ),
     BuiltinAdapter(
@@ -67,7 +68,7 @@ BUILTIN_ADAPTERS = (
         title="Glossy",
         description="Soft gradients and highlights, pinks and violets in the shadows.",
         licence=_FLUENT,
-        recipe=LoraRecipe(rank=16, alpha=16, targets=ATTENTION),
+        recipe=LoraRecipe(rank=16, alpha=16, targets=ATTENTION, updates=800),
         naming="peft",
     ),
     BuiltinAdapter(
@@ -75,9 +76,10 @@ BUILTIN_ADAPTERS = (
         title="Noto",
         description="Another artist: fuller shapes, shading, more natural colours.",
         licence=_NOTO,
-        recipe=LoraRecipe(rank=4, alpha=8, targets=ATTENTION),
+        recipe=LoraRecipe(rank=12, alpha=24, targets=ATTENTION + FEED_FORWARD, updates=1000, rate=1.2e-3),
         naming="peft",
         dtype=torch.float32,
+        sees=CONCEPTS,  # it redraws shapes, and nothing foretells an artist's shape for a subject: see the model card
     ),
     BuiltinAdapter(
         name="zib",
@@ -94,30 +96,30 @@ BUILTIN_ADAPTERS = (
         title="Sepia",
         description="Everything in browns, the ground too. The file the demo uploads while serving.",
         licence=_FLUENT,
-        recipe=LoraRecipe(rank=2, alpha=1),
+        recipe=LoraRecipe(rank=2, alpha=1, updates=400, rate=3e-3),
         naming="kohya",
         folder="demo",
     ),
 )
 
 
-def tables(name: str, parts: Parts, icons: Path, seed: int = 0) -> list[LatentTable]:
-    """What an adapter learns from: styles see only `SEEN`, a subject learns beside the concepts it must not change."""
+def tables(built: BuiltinAdapter, parts: Parts, icons: Path, seed: int = 0) -> list[LatentTable]:
+    """What an adapter learns from: styles the concepts they may see, a subject also the concepts it must not change."""
     flat = load_icons(icons, FLAT)
-    if name == "sepia":
-        return [build_table(parts.vae, flat, SEEN, PLACEMENTS, seed, _sepia_picture)]
-    if name == TRIGGER:
+    if built.name == "sepia":
+        return [build_table(parts.vae, flat, built.sees, PLACEMENTS, seed, _sepia_picture)]
+    if built.trigger:
         pictures = {f"{TRIGGER}-{index}": picture for index, picture in enumerate(zib_pictures())}
         poses = [Concept(TRIGGER, icon) for icon in pictures]
         kept = build_table(parts.vae, flat, CONCEPTS, 4, seed)
         return [build_table(parts.vae, pictures, poses, PLACEMENTS, seed), kept]
-    style = {style.name: style for style in STYLES}[name]
-    return [build_table(parts.vae, load_icons(icons, style), SEEN, PLACEMENTS, seed)]
+    style = {style.name: style for style in STYLES}[built.name]
+    return [build_table(parts.vae, load_icons(icons, style), built.sees, PLACEMENTS, seed)]
 
 
 def train_builtin(built: BuiltinAdapter, parts: Parts, work: Path, base_hash: str, out: Path) -> Path:
     """Train one adapter on the base (whose modules it changes: load fresh ones for the next) and write its file."""
-    training = LoraTraining(parts, tables(built.name, parts, work / "icons"), built.recipe)
+    training = LoraTraining(parts, tables(built, parts, work / "icons"), built.recipe)
     adapter = train_lora(training, work / "lora" / f"{built.name}-{base_hash[:8]}.pt", built.name)
     pictures = sum(table.latents.shape[0] for table in training.tables[:1])
     path = out / built.folder / f"{built.name}.safetensors"

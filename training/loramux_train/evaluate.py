@@ -4,6 +4,7 @@ Takes an exported base, adapter files and the reference sheets; gives numbers wi
 Knows nothing of how the weights were made, and reads only what is shipped.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from loramux_train.adapter import load_adapter
-from loramux_train.concepts import BACKGROUNDS, CONCEPTS, FLAT, HELD_OUT, Concept, Style, caption
+from loramux_train.concepts import BACKGROUNDS, CONCEPTS, FLAT, HELD_OUT, STYLES, Concept, Style, caption
 from loramux_train.drawing import Parts, draw
 from loramux_train.likeness import distances, paired_distances
 from loramux_train.lora import apply, set_weights
 from loramux_train.references import read_references
+from loramux_train.style_distance import StyleDistance
 
 WEIGHTS = (0.0, 0.5, 1.0)
 Result = dict[str, Any]
@@ -57,32 +59,27 @@ def ground_error(parts: Parts) -> dict[str, float]:
 
 
 def judge_style(parts: Parts, file: Path, style: Style, references: Path, seeds: int = 2) -> Result:
-    """Distance from the style's real pictures of concepts the adapter never saw, at each weight."""
+    """Style distance to the style's real pictures of the same concepts, the ones style adapters are kept from."""
+    every = torch.cat([read_references(references, each) for each in STYLES])
+    measure = StyleDistance(parts.vae, every)
     apply(parts, load_adapter(file))
     captions = [caption(concept) for concept in HELD_OUT for _ in range(seeds)]
     real = read_references(references, style, HELD_OUT).repeat_interleave(seeds, dim=0)
     drawn = {weight: _draw_at(parts, weight, captions, list(range(seeds)) * len(HELD_OUT)) for weight in WEIGHTS}
-    apart = {weight: paired_distances(pictures, real) for weight, pictures in drawn.items()}
-    off, on = apart[0.0], apart[1.0]
+    likeness = [float(paired_distances(drawn[weight], real).mean()) for weight in (0.0, 1.0)]
     return {
-        "held_out_prompts": len(HELD_OUT),
+        "prompts": len(HELD_OUT),
         "seeds": seeds,
-        "distance_off": float(off.mean()),
-        "distance_on": float(on.mean()),
-        "fall": float(1 - on.mean() / off.mean()),
-        "fall_bar": ">=0.25",
-        "wins": float((on < off).float().mean()),
-        "wins_bar": ">=0.8",
-        "distance_by_weight": {str(weight): float(values.mean()) for weight, values in apart.items()},
+        **_fall({weight: measure(pictures, real) for weight, pictures in drawn.items()}),
+        "likeness_fall": 1 - likeness[1] / likeness[0],
         **_weight_results(drawn),
     }
 
 
-def judge_subject(parts: Parts, file: Path, subject: Tensor, trigger: str, references: Path) -> Result:
+def judge_subject(parts: Parts, file: Path, subject: Tensor, trigger: str, references: Path, seeds: int = 8) -> Result:
     """Does the trigger word draw the subject, and do the other captions still draw what they say?"""
     apply(parts, load_adapter(file))
-    grounds = [None, None, None, None]
-    captions = [caption(Concept(trigger, trigger), ground) for ground in grounds]
+    captions = [caption(Concept(trigger, trigger))] * seeds
     drawn = {weight: _draw_at(parts, weight, captions, list(range(len(captions)))) for weight in WEIGHTS}
     apart = {weight: distances(pictures, subject).amin(dim=1) for weight, pictures in drawn.items()}
     set_weights(parts, 1.0)
@@ -90,26 +87,27 @@ def judge_subject(parts: Parts, file: Path, subject: Tensor, trigger: str, refer
     kept = classify(others, references) == torch.arange(len(CONCEPTS))
     nearest = distances(drawn[1.0], read_references(references, FLAT)).amin(dim=1)
     return {
-        "distance_off": float(apart[0.0].mean()),
-        "distance_on": float(apart[1.0].mean()),
-        "fall": float(1 - apart[1.0].mean() / apart[0.0].mean()),
-        "fall_bar": ">=0.25",
+        **_fall(apart),
         "recognised": float((apart[1.0] < nearest).float().mean()),
         "recognised_bar": ">=0.8",
         "other_concepts_kept": float(kept.float().mean()),
         "other_concepts_kept_bar": ">=0.8",
-        "distance_by_weight": {str(weight): float(values.mean()) for weight, values in apart.items()},
         **_weight_results(drawn),
     }
 
 
-def judge_treatment(parts: Parts, file: Path, treat: Any, seeds: int = 2) -> Result:
-    """An adapter with an exact truth: the same picture, treated."""
+def judge_treatment(parts: Parts, file: Path, treat: Callable[[Tensor], Tensor], seeds: int = 2) -> Result:
+    """An adapter with an exact truth: the picture without it, treated. Measured by likeness."""
     apply(parts, load_adapter(file))
     captions = [caption(concept) for concept in HELD_OUT for _ in range(seeds)]
     drawn = {weight: _draw_at(parts, weight, captions, list(range(seeds)) * len(HELD_OUT)) for weight in WEIGHTS}
     real = treat(drawn[0.0])
     apart = {weight: paired_distances(pictures, real) for weight, pictures in drawn.items()}
+    return {"prompts": len(HELD_OUT), "seeds": seeds, **_fall(apart), **_weight_results(drawn)}
+
+
+def _fall(apart: dict[float, Tensor]) -> Result:
+    """How much nearer the adapter brings the pictures, on average and how often."""
     off, on = apart[0.0], apart[1.0]
     return {
         "distance_off": float(off.mean()),
@@ -119,7 +117,6 @@ def judge_treatment(parts: Parts, file: Path, treat: Any, seeds: int = 2) -> Res
         "wins": float((on < off).float().mean()),
         "wins_bar": ">=0.8",
         "distance_by_weight": {str(weight): float(values.mean()) for weight, values in apart.items()},
-        **_weight_results(drawn),
     }
 
 

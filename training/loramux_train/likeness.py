@@ -3,10 +3,10 @@
 Takes pictures in [-1, 1]; gives distances. Knows no models: everything is measured on pixels, so that anyone can repeat
 it from the committed reference sheets.
 
-A picture is described on a grid (16x16 to tell concepts apart, 8x8 to compare styles, whose details no adapter can
-know) by five maps: red, green and blue means, edge strength and colourfulness. Its distance from a reference is the
-root mean square difference of the maps, least over 27 sizes and shifts of the reference (85, 92, 100 %; -3, 0, 3 px
-each way), because captions say nothing of size and place.
+A picture is described on a grid (16x16 to tell concepts apart, 8x8 to compare drawings of one concept) by five maps:
+red, green and blue means, edge strength and colourfulness. Its distance from a reference is the root mean square
+difference of the maps, least over 27 sizes and shifts of the reference (85, 92, 100 %; -3, 0, 3 px each way), because
+captions say nothing of size and place.
 """
 
 from itertools import product

@@ -1,0 +1,64 @@
+"""Eight pictures with eight blends: in one forward a tick, against one after another and against no adapters."""
+
+import itertools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from loramux_server.app import App
+from loramux_server.bench.harness import Row, ratio
+from loramux_server.engine.adapter_cache import Lease
+from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey, Job
+from loramux_server.settings import Settings
+
+_STEPS = 6
+_WEIGHTS = (0.3, 0.6, 0.9, 1.2)
+
+
+def measure() -> list[Row]:
+    """Ratios of whole denoising runs on the built-in base."""
+    with tempfile.TemporaryDirectory() as folder:
+        app = App(Settings(store=Path(folder)))
+        try:
+            return _measure(app)
+        finally:
+            app.engine.close()
+            app.store.close()
+
+
+def _measure(app: App) -> list[Row]:
+    names = [record.name for record in app.store.list_adapters(10, "").items]
+    pairs = list(itertools.combinations(names, 2))
+    blends = [dict.fromkeys(pairs[i % len(pairs)], _WEIGHTS[i // 2]) for i in range(8)]
+    blended, plain = [_job(app, blend) for blend in blends], [_job(app, {}) for _ in range(8)]
+    together = _run(app, blended)
+    assert together != _run(app, plain), "the blends do nothing"
+    registry = app.metrics.registry
+    assert registry.get_sample_value("loramux_distinct_blends_per_forward_max") == 8
+    return [
+        Row(
+            "8 pictures of 8 blends (2 adapters each), one batch / one after another",
+            ratio(lambda: _run(app, blended), lambda: [_run(app, [job]) for job in blended]),
+            "x",
+            "<=1",
+        ),
+        Row("8 blends / no adapters, one batch", ratio(lambda: _run(app, blended), lambda: _run(app, plain)), "x"),
+    ]
+
+
+def _job(app: App, blend: dict[str, float]) -> Job:
+    entries = tuple(BlendEntry(name, weight) for name, weight in blend.items())
+    return app.admission.admit(GenerationRequest("a red apple", blend=entries, steps=_STEPS, seed=1))
+
+
+def _run(app: App, jobs: Sequence[Job]) -> list[bytes]:
+    """Denoises the jobs in shared forwards; the bytes of their final latents."""
+    leases: list[Lease] = [app.engine.load(job).result() for job in jobs]
+    for job, lease in zip(jobs, leases, strict=True):
+        app.engine.begin(job, lease)
+    keys = [ImageKey(job.id, 0) for job in jobs]
+    for _ in range(_STEPS):
+        results = app.engine.step(keys)
+    for lease in leases:
+        app.engine.adapters.release(lease)
+    return [result.latents.numpy().tobytes() for result in results if result.latents is not None]
