@@ -19,17 +19,19 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LORAMUX_", frozen=True, extra="forbid")
 
-    base: str = Field(BUILTIN, description="Base model: 'builtin' or a folder in diffusers layout.")
+    base: str = Field(default=BUILTIN, description="Base model: 'builtin' or a folder in diffusers layout.")
     store: Path = Field(
         default_factory=lambda: user_data_path("loramux") / "store", description="Folder of the adapter store."
     )
-    host: str = Field("127.0.0.1", description="Address to listen on, for gRPC and HTTP.")
-    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
-    metrics_port: int = Field(9090, ge=0, le=65535, description="HTTP port of /metrics, /livez, /readyz; 0 picks one.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the base; auto takes a GPU.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of tensor work; unset: torch decides.")
-    max_rows: int = Field(32, ge=2, description="Most rows of one UNet forward.")
-    max_queue: int = Field(256, ge=1, description="Most pictures waiting or running.")
-    max_side: int = Field(1024, ge=64, description="Largest width and height, in pixels.")
-    pool_bytes: int = Field(2 << 30, ge=1 << 20, description="Bytes of device memory for rank rows.")
-    drain_seconds: float = Field(30.0, ge=0, description="Seconds that running requests get at stop.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on, for gRPC and HTTP.")
+    port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
+    metrics_port: int = Field(
+        default=9090, ge=0, le=65535, description="HTTP port of /metrics, /livez, /readyz; 0 picks one."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Device of the base; auto takes a GPU.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of tensor work; unset: torch decides.")
+    max_rows: int = Field(default=32, ge=2, description="Most rows of one UNet forward.")
+    max_queue: int = Field(default=256, ge=1, description="Most pictures waiting or running.")
+    max_side: int = Field(default=1024, ge=64, description="Largest width and height, in pixels.")
+    pool_bytes: int = Field(default=2 << 30, ge=1 << 20, description="Bytes of device memory for rank rows.")
+    drain_seconds: float = Field(default=30.0, ge=0, description="Seconds that running requests get at stop.")

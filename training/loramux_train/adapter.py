@@ -112,7 +112,8 @@ def _peft_metadata(adapter: Adapter) -> dict[str, Any]:
         if len(pairs) != 1:
             raise ValueError(f"{part}: PEFT files are written with one rank and alpha, found {sorted(pairs)}")
         rank, alpha = pairs.pop()
-        fields = {"r": rank, "lora_alpha": alpha, "peft_type": "LORA", "target_modules": sorted(factors)}
+        targets = sorted(path.removeprefix("text_model.") for path in factors)  # a level transformers 5 dropped
+        fields = {"r": rank, "lora_alpha": alpha, "peft_type": "LORA", "target_modules": targets}
         metadata |= {f"{part}.{key}": value for key, value in fields.items()}
     return metadata
 

@@ -40,7 +40,8 @@ class Row:
 def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int = REPEATS) -> float:
     """Median time of `one` over that of `other`; both run in turn, so that a busy machine slows both."""
     times: tuple[list[float], list[float]] = ([], [])
-    one(), other()
+    one()
+    other()
     for _ in range(repeats):
         for call, taken in zip((one, other), times, strict=True):
             started = time.perf_counter()
