@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -85,9 +85,7 @@ class Catalog:
         """Add a version to spec.name; False if the latest one is the same already."""
         with self._writing() as connection:
             now = _now()
-            row = connection.execute(
-                sa.select(adapters).where(adapters.c.name == spec.name)
-            ).one_or_none()
+            row = connection.execute(sa.select(adapters).where(adapters.c.name == spec.name)).one_or_none()
             same = row is not None and _is_latest(connection, row, new)
             if row is None:
                 adapter_id, number = _insert_adapter(connection, spec, now), 1
@@ -147,11 +145,7 @@ class Catalog:
         with self._writing() as connection:
             _live(connection, name)
             now = _now()
-            connection.execute(
-                adapters.update()
-                .where(adapters.c.name == name)
-                .values(delete_us=now, update_us=now)
-            )
+            connection.execute(adapters.update().where(adapters.c.name == name).values(delete_us=now, update_us=now))
             return _adapter(connection.execute(_adapters().where(adapters.c.name == name)).one())
 
     def counts(self) -> tuple[int, int, int, int]:
@@ -170,12 +164,12 @@ class Catalog:
         return named or 0, numbered or 0, held, size
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def _reading(self) -> Generator[sa.Connection]:
         with self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
+    def _writing(self) -> Generator[sa.Connection]:
         with (
             self._write_lock,
             self._engine.connect().execution_options(write=True) as connection,
@@ -190,9 +184,7 @@ def _adapters() -> sa.Select[Any]:
         adapters,
         sa.and_(adapters.c.id == versions.c.adapter_id, adapters.c.latest == versions.c.number),
     )
-    return sa.select(
-        *_VERSION_COLUMNS, adapters.c.name.label("adapter"), *columns
-    ).select_from(joined)
+    return sa.select(*_VERSION_COLUMNS, adapters.c.name.label("adapter"), *columns).select_from(joined)
 
 
 def _select_version(connection: sa.Connection, name: str, number: int) -> Any:
@@ -234,9 +226,7 @@ def _insert_adapter(connection: sa.Connection, spec: UploadSpec, now: int) -> in
     return connection.execute(adapters.insert().values(values).returning(adapters.c.id)).scalar_one()
 
 
-def _update_adapter(
-    connection: sa.Connection, row: Any, spec: UploadSpec, number: int, now: int, same: bool
-) -> None:
+def _update_adapter(connection: sa.Connection, row: Any, spec: UploadSpec, number: int, now: int, same: bool) -> None:
     """An upload brings a deleted name back; what it leaves empty stays as it was."""
     said: dict[str, object] = {}
     if spec.labels:
@@ -251,20 +241,14 @@ def _update_adapter(
     if same and not changed and row.delete_us is None:
         return
     connection.execute(
-        adapters.update()
-        .where(adapters.c.id == row.id)
-        .values(latest=number, update_us=now, delete_us=None, **changed)
+        adapters.update().where(adapters.c.id == row.id).values(latest=number, update_us=now, delete_us=None, **changed)
     )
 
 
-def _insert_version(
-    connection: sa.Connection, adapter_id: int, number: int, new: NewVersion, now: int
-) -> None:
+def _insert_version(connection: sa.Connection, adapter_id: int, number: int, new: NewVersion, now: int) -> None:
     _insert_layout(connection, new.layout, now)
     connection.execute(
-        insert(blobs)
-        .values(digest=new.blob_digest, size_bytes=new.size_bytes, create_us=now)
-        .on_conflict_do_nothing()
+        insert(blobs).values(digest=new.blob_digest, size_bytes=new.size_bytes, create_us=now).on_conflict_do_nothing()
     )
     connection.execute(
         versions.insert().values(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -97,15 +97,14 @@ def _filesystem(folder: Path, lines: list[str]) -> str:
         if len(fields) < 5 or not kind:
             continue
         point = Path(fields[4].replace("\\040", " "))
-        if folder.is_relative_to(point):
-            # the deepest mount point holds the folder; the last of equal ones lies on top
-            if len(point.parts) >= best[0]:
-                best = (len(point.parts), kind[0])
+        # the deepest mount point holds the folder; the last of equal ones lies on top
+        if folder.is_relative_to(point) and len(point.parts) >= best[0]:
+            best = (len(point.parts), kind[0])
     return best[1]
 
 
 @contextmanager
-def _no_space(place: Path | int, needed: int = 0) -> Iterator[None]:
+def _no_space(place: Path | int, needed: int = 0) -> Generator[None]:
     try:
         yield
     except OSError as error:

@@ -65,7 +65,7 @@ class InvalidArgument(StoreError):
 
 
 class Refused(StoreError):
-    """The file is not accepted; `reason` is one of the words of facts/formats.md section 3.5."""
+    """The file is not accepted; `reason` is a word for programs, such as `pickle_not_allowed`."""
 
     def __init__(self, reason: str, message: str, detail: Mapping[str, str] | None = None) -> None:
         super().__init__(f"{reason}: {message}")

@@ -98,9 +98,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
             parse_constant=_Number,
         )
     except _Duplicate as error:
-        raise Refused(
-            "duplicate_key", f"{error.key!r} is given twice", {"key": error.key}
-        ) from None
+        raise Refused("duplicate_key", f"{error.key!r} is given twice", {"key": error.key}) from None
     except (ValueError, RecursionError) as error:
         raise Refused("header_not_json", f"the header is not JSON: {str(error)[:200]}") from None
     return cast(dict[str, Any], body)  # it begins with '{'
@@ -139,9 +137,7 @@ def _metadata(found: object) -> dict[str, str]:
         try:
             total += len(key.encode()) + len(value.encode())
         except UnicodeEncodeError:
-            raise Refused(
-                "metadata_not_string_map", f"{key!r} holds a lone surrogate", {"key": repr(key)}
-            ) from None
+            raise Refused("metadata_not_string_map", f"{key!r} holds a lone surrogate", {"key": repr(key)}) from None
     if total > MAX_METADATA:
         raise Refused(
             "metadata_too_large",
@@ -156,9 +152,7 @@ def _check_names(body: Mapping[str, Any]) -> None:
     for name in body:
         normal = name if name.isascii() else unicodedata.normalize("NFC", name)
         if normal in plain:
-            raise Refused(
-                "duplicate_key", f"{name!r} is given twice, spelled differently", {"key": name}
-            )
+            raise Refused("duplicate_key", f"{name!r} is given twice, spelled differently", {"key": name})
         plain.add(normal)
     for name in body:
         if why := _name_fault(name):
@@ -203,15 +197,12 @@ def _entry(name: str, info: object, start: int) -> TensorEntry:
     if len(shape) > MAX_DIMS:
         raise _invalid(name, f"{len(shape)} dimensions, at most {MAX_DIMS}", "")
     if begin > end:
-        raise Refused(
-            "offset_out_of_range", f"{name!r} ends before it begins: {begin}, {end}", {"key": name}
-        )
+        raise Refused("offset_out_of_range", f"{name!r} ends before it begins: {begin}, {end}", {"key": name})
     needed = math.prod(shape) * DTYPE_BYTES[dtype]
     if needed != end - begin:
         raise Refused(
             "size_mismatch",
-            f"{name!r}: {dtype} of shape {list(shape)} takes {needed} bytes, "
-            f"its offsets give {end - begin}",
+            f"{name!r}: {dtype} of shape {list(shape)} takes {needed} bytes, its offsets give {end - begin}",
             {"key": name, "expected": str(needed), "got": str(end - begin)},
         )
     return TensorEntry(name, dtype, shape, start + begin, start + end)
@@ -235,9 +226,7 @@ def _pair(name: str, found: object) -> tuple[int, int]:
 
 
 def _invalid(name: str, why: str, value: object) -> Refused:
-    return Refused(
-        "tensor_info_invalid", f"{name!r}: {why}", {"key": name, "value": str(value)[:80]}
-    )
+    return Refused("tensor_info_invalid", f"{name!r}: {why}", {"key": name, "value": str(value)[:80]})
 
 
 def _check_coverage(tensors: Mapping[str, TensorEntry], start: int, size: int) -> None:
@@ -248,8 +237,7 @@ def _check_coverage(tensors: Mapping[str, TensorEntry], start: int, size: int) -
             reason = "offset_overlap" if entry.begin < at else "offset_hole"
             raise Refused(
                 reason,
-                f"{entry.name!r} begins at byte {entry.begin - start} of the data, "
-                f"expected {at - start}",
+                f"{entry.name!r} begins at byte {entry.begin - start} of the data, expected {at - start}",
                 {"key": entry.name, "expected": str(at - start), "got": str(entry.begin - start)},
             )
         at = entry.end

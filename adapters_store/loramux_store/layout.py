@@ -87,10 +87,7 @@ def known_layout(name: str) -> Layout:
     table = architecture.modules(name)
     return Layout(
         name,
-        {
-            path: ModuleSpec("linear" if len(shape) == 2 else "conv2d", shape)
-            for path, shape in table.items()
-        },
+        {path: ModuleSpec("linear" if len(shape) == 2 else "conv2d", shape) for path, shape in table.items()},
     )
 
 

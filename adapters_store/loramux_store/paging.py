@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import Any, cast
 
 from loramux_store.errors import InvalidArgument
 
@@ -36,15 +36,12 @@ def read_token(token: str, listing: str, kind: type[str] | type[int]) -> Any:
     if not token:
         return None
     try:
-        found = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        found: object = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     except (ValueError, RecursionError):
         found = None
-    if (
-        isinstance(found, list)
-        and len(found) == 2
-        and found[0] == listing
-        and type(found[1]) is kind
-        and write_token(listing, found[1]) == token
-    ):
-        return found[1]
+    pair = cast("list[object]", found) if isinstance(found, list) else []
+    if len(pair) == 2 and pair[0] == listing:
+        at = pair[1]
+        if isinstance(at, kind) and type(at) is kind and write_token(listing, at) == token:
+            return at
     raise InvalidArgument("page_token", token, f"a token from an earlier page of {listing}")

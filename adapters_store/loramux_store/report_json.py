@@ -64,9 +64,7 @@ def options_to_json(options: InterpretOptions) -> str:
         try:
             parsed = json.loads(options.peft_config)
         except (ValueError, RecursionError):
-            raise InvalidArgument(
-                "options.peft_config", options.peft_config[:80], "a JSON object"
-            ) from None
+            raise InvalidArgument("options.peft_config", options.peft_config[:80], "a JSON object") from None
         body["peft_config"] = json.dumps(parsed, separators=(",", ":"))
     return json.dumps(body, separators=(",", ":"), sort_keys=True)
 

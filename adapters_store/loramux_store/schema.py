@@ -70,9 +70,7 @@ versions = sa.Table(
 
 def open_engine(path: Path) -> sa.Engine:
     """An engine whose connections begin transactions by our word, not the driver's."""
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)), connect_args={"check_same_thread": False}
-    )
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), connect_args={"check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]

@@ -80,9 +80,7 @@ class Store:
         """Itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close."""
         self.close()
 
@@ -116,9 +114,7 @@ class Store:
         spec = check_spec(spec)
         if spec.layout is not None:
             self.layout(spec.layout)
-        return Upload(
-            spec, self._shelf.new_part(), self._shelf.disk, self._max_file_bytes, self._finish
-        )
+        return Upload(spec, self._shelf.new_part(), self._shelf.disk, self._max_file_bytes, self._finish)
 
     def publish(self, path: Path, spec: UploadSpec) -> Published:
         """Upload a local file, which stays where it is."""
@@ -187,9 +183,7 @@ class Store:
         rows = self._open_catalog().adapters(size + 1, after)
         return _page(rows, size, "adapters", lambda record: record.name)
 
-    def list_versions(
-        self, name: str, page_size: int, page_token: str = ""
-    ) -> Page[VersionRecord]:
+    def list_versions(self, name: str, page_size: int, page_token: str = "") -> Page[VersionRecord]:
         """Versions of an adapter, the newest first."""
         size = check_page_size(page_size)
         listing = f"versions of {check_name(name)}"

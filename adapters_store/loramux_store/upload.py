@@ -7,7 +7,6 @@ Knows no formats and no catalog.
 from __future__ import annotations
 
 import hashlib
-import math
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +35,7 @@ _MAX_WORDS = 64
 _MAX_LABELS = 64
 _MAX_TEXT = 256
 _MAX_CONFIG = 1 << 20
+_MAX_WEIGHT = 16.0  # what a request may ask for
 
 
 class Upload:
@@ -99,9 +99,7 @@ class Upload:
         """Itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Abort, unless committed."""
         self.abort()
 
@@ -140,8 +138,9 @@ def check_spec(spec: UploadSpec) -> UploadSpec:
     check_name(spec.name)
     if spec.size_bytes is not None and spec.size_bytes < 0:
         raise InvalidArgument("size_bytes", spec.size_bytes, "0 or more")
-    if spec.default_weight is not None and not math.isfinite(spec.default_weight):
-        raise InvalidArgument("default_weight", spec.default_weight, "a finite number")
+    weight = spec.default_weight
+    if weight is not None and not -_MAX_WEIGHT <= weight <= _MAX_WEIGHT:  # NaN fails both
+        raise InvalidArgument("default_weight", weight, f"{-_MAX_WEIGHT} to {_MAX_WEIGHT}")
     _check_texts(spec)
     if spec.options.peft_config is not None:
         if len(spec.options.peft_config) > _MAX_CONFIG:
@@ -160,9 +159,7 @@ def _check_texts(spec: UploadSpec) -> None:
     if len(spec.labels) > _MAX_LABELS:
         raise InvalidArgument("labels", f"{len(spec.labels)} labels", f"at most {_MAX_LABELS}")
     if len(spec.trigger_words) > _MAX_WORDS:
-        raise InvalidArgument(
-            "trigger_words", f"{len(spec.trigger_words)} words", f"at most {_MAX_WORDS}"
-        )
+        raise InvalidArgument("trigger_words", f"{len(spec.trigger_words)} words", f"at most {_MAX_WORDS}")
     for key, value in spec.labels.items():
         _check_text("labels", key, _MAX_TEXT, empty=False)
         _check_text(f"labels.{key}", value, _MAX_TEXT)

@@ -2,7 +2,7 @@
 
 Takes layouts and seeds; gives the tensors of kohya, diffusers and PEFT files, raw safetensors
 containers for hostile cases, and the dense float64 delta of every module straight from the
-formulas of formats.md section 2. Uses nothing of loramux_store.formats: it is the oracle.
+formulas of the papers and of the trainers that write them. Uses nothing of loramux_store.formats: it is the oracle.
 """
 
 import json
@@ -146,10 +146,7 @@ def compiled_delta(path: Path, layout: Layout) -> dict[str, Tensor]:
     assert metadata["format"] == "1"
     table = json.loads(metadata["modules"])
     assert set(tensors) == {f"{module}.{part}" for module in table for part in "ab"}
-    return {
-        module: _delta(tensors, module, row, layout.modules[module])
-        for module, row in table.items()
-    }
+    return {module: _delta(tensors, module, row, layout.modules[module]) for module, row in table.items()}
 
 
 def _delta(tensors: Mapping[str, Tensor], module: str, row: dict, spec: ModuleSpec) -> Tensor:
@@ -168,9 +165,7 @@ def _delta(tensors: Mapping[str, Tensor], module: str, row: dict, spec: ModuleSp
 _ENCODERS = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
 
-def kohya_tensors(
-    made: Mapping[str, Factors], *, sgm: bool = False, two_encoders: bool = False
-) -> dict[str, Tensor]:
+def kohya_tensors(made: Mapping[str, Factors], *, sgm: bool = False, two_encoders: bool = False) -> dict[str, Tensor]:
     """kohya: lora_unet_…, lora_te_…; with two encoders lora_te1_… and lora_te2_…."""
     tensors: dict[str, Tensor] = {}
     for path, module in made.items():
@@ -244,7 +239,7 @@ _SGM_OTHER = {
 
 
 def sgm_name(tail: str, attended_up: tuple[int, ...] = (0, 1)) -> str:
-    """A UNet path in sgm names by the table of formats.md 1.2; attended_up as in SDXL."""
+    """A UNet path in sgm names as kohya's scripts map them; attended_up as in SDXL."""
     if tail in _SGM_OTHER:
         return _SGM_OTHER[tail]
     side, *rest = tail.split(".")
@@ -268,9 +263,7 @@ def sgm_name(tail: str, attended_up: tuple[int, ...] = (0, 1)) -> str:
 # -- containers -----------------------------------------------------------------------------------
 
 
-def write(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> Path:
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     """A safetensors file by the reference library."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(whole, path, dict(metadata) if metadata else None)

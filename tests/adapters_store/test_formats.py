@@ -56,13 +56,9 @@ def oracle(made: Mapping[str, af.Factors]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", af.DTYPES)
 @pytest.mark.parametrize("form", ["kohya", "kohya_tucker", "diffusers", "peft"])
-def test_every_module_of_a_layout_in_every_dtype(
-    store: Store, tmp_path: Path, form: str, dtype: str
-) -> None:
+def test_every_module_of_a_layout_in_every_dtype(store: Store, tmp_path: Path, form: str, dtype: str) -> None:
     alpha = 2.0 if form.startswith("kohya") else None
-    made = af.factors(
-        af.TOY_SD1, alpha=alpha, dtype=af.DTYPES[dtype], tucker=form == "kohya_tucker"
-    )
+    made = af.factors(af.TOY_SD1, alpha=alpha, dtype=af.DTYPES[dtype], tucker=form == "kohya_tucker")
     if dtype == "F64":  # what does not fit float32 is rounded; the oracle takes it rounded
         made = {path: _rounded(module) for path, module in made.items()}
     tensors = {
@@ -81,9 +77,7 @@ def test_every_module_of_a_layout_in_every_dtype(
 
 def _rounded(module: af.Factors) -> af.Factors:
     mid = None if module.mid is None else module.mid.float().double()
-    return replace(
-        module, down=module.down.float().double(), up=module.up.float().double(), mid=mid
-    )
+    return replace(module, down=module.down.float().double(), up=module.up.float().double(), mid=mid)
 
 
 @pytest.mark.parametrize("naming", ["sgm", "diffusers", "mixed", "sgm dotted"])
@@ -95,7 +89,7 @@ def test_sdxl_names(store: Store, tmp_path: Path, naming: str) -> None:
         tensors |= af.kohya_tensors({path: module}, sgm=sgm, two_encoders=True)
         if naming == "sgm dotted" and path.startswith("unet."):
             for key in list(af.kohya_tensors({path: module}, sgm=True)):
-                stem, _, leaf = key.partition(".")
+                _, _, leaf = key.partition(".")
                 dotted = f"diffusion_model.{af.sgm_name(path.removeprefix('unet.'))}"
                 tensors[f"{dotted}.{leaf}"] = tensors.pop(key)
     published = publish(store, tmp_path, tensors)
@@ -133,8 +127,7 @@ def test_real_widths(store: Store, tmp_path: Path, name: str) -> None:
     layout = known_layout(name)
     shapes: dict[tuple[int, ...], str] = {}
     for path, spec in layout.modules.items():
-        if name != "sdxl" or "lora_te" or path:
-            shapes.setdefault(spec.shape, path)
+        shapes.setdefault(spec.shape, path)
     made = af.factors(layout, shapes.values(), rank=1, alpha=1.0, dtype=torch.float16)
     tensors = af.kohya_tensors(made, sgm=name == "sdxl", two_encoders=name == "sdxl")
     published = publish(store, tmp_path, tensors)
@@ -152,9 +145,7 @@ def test_attention_processors(store: Store, tmp_path: Path, prefix: bool) -> Non
     paths = [
         path
         for path in layout.modules
-        if (".attn" in path or ".self_attn" in path)
-        and path.endswith(wanted)
-        and (prefix or path.startswith("unet."))
+        if (".attn" in path or ".self_attn" in path) and path.endswith(wanted) and (prefix or path.startswith("unet."))
     ]
     made = af.factors(layout, paths)
     published = publish(store, tmp_path, af.processor_tensors(made, prefix=prefix), layout="toy_sd1")
@@ -164,9 +155,7 @@ def test_attention_processors(store: Store, tmp_path: Path, prefix: bool) -> Non
 
 @pytest.mark.parametrize("infix", ["", "default."])
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
-def test_peft_folder_finds_its_component(
-    store: Store, tmp_path: Path, component: str, infix: str
-) -> None:
+def test_peft_folder_finds_its_component(store: Store, tmp_path: Path, component: str, infix: str) -> None:
     """N16: one folder a component, no prefix that says which."""
     paths = [path for path in af.TOY_SD2.modules if path.startswith(f"{component}.")]
     made = af.factors(af.TOY_SD2, paths)
@@ -266,9 +255,7 @@ def test_alpha_zero_is_literal(store: Store, tmp_path: Path) -> None:
 def test_missing_alpha_is_the_rank_of_each_module(store: Store, tmp_path: Path) -> None:
     """A2, A4, A18: never one alpha of the first key for all."""
     paths = [KEY, f"{ATTENTION}.attn1.to_q"]
-    made = af.factors(af.TOY_SD1, paths[:1], rank=2) | af.factors(
-        af.TOY_SD1, paths[1:], rank=8, alpha=4.0
-    )
+    made = af.factors(af.TOY_SD1, paths[:1], rank=2) | af.factors(af.TOY_SD1, paths[1:], rank=8, alpha=4.0)
     published = publish(store, tmp_path, af.kohya_tensors(made))
     assert _scales(published) == {paths[0]: 1.0, paths[1]: 0.5}
     assert _codes(published) == []
@@ -333,9 +320,7 @@ def test_scale_outlier_is_reported(store: Store, tmp_path: Path) -> None:
 
 def test_tiny_factors_do_not_vanish(store: Store, tmp_path: Path) -> None:
     """A16: fp16 of 1e-6 and alpha/r of 1/16 stay apart, in float32."""
-    made = af.factors(
-        af.TOY_SD1, [KEY], rank=16, alpha=1.0, dtype=torch.float16, size=1e-6
-    )
+    made = af.factors(af.TOY_SD1, [KEY], rank=16, alpha=1.0, dtype=torch.float16, size=1e-6)
     published = publish(store, tmp_path, af.kohya_tensors(made))
     assert_same(deltas(store, published), oracle(made), EXACT)
 
@@ -485,9 +470,7 @@ def test_two_deep_blocks_are_sdxl(store: Store, tmp_path: Path) -> None:
         ({"ss_v2": "False"}, "sd1"),
     ],
 )
-def test_metadata_breaks_a_tie(
-    store: Store, tmp_path: Path, metadata: dict[str, str], layout: str
-) -> None:
+def test_metadata_breaks_a_tie(store: Store, tmp_path: Path, metadata: dict[str, str], layout: str) -> None:
     """B4 with metadata: attn1 alone has the same widths in SD1 and SD2."""
     path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     made = af.factors(known_layout("sd1"), [path], rank=2, alpha=1.0)
@@ -527,9 +510,7 @@ def test_shapes_win_over_metadata(store: Store, tmp_path: Path) -> None:
 def test_any_selection_of_modules(data: st.DataObject, store: Store, tmp_path: Path) -> None:
     """Random modules, ranks, alphas, dtypes and key orders: the oracle's delta, in any order."""
     layout: Layout = data.draw(st.sampled_from(af.TOYS), "layout")
-    paths = data.draw(
-        st.lists(st.sampled_from(list(layout.modules)), min_size=1, max_size=12, unique=True)
-    )
+    paths = data.draw(st.lists(st.sampled_from(list(layout.modules)), min_size=1, max_size=12, unique=True))
     dtype = af.DTYPES[data.draw(st.sampled_from(["F32", "F16", "BF16", "F8_E4M3"]), "dtype")]
     alpha = data.draw(st.one_of(st.none(), st.sampled_from([0.5, 1.0, 3.0, 16.0])), "alpha")
     tucker = data.draw(st.booleans(), "tucker")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from loramux_server.bench.harness import Row, ratio
 
 

@@ -74,7 +74,7 @@ def _card(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loramux_train", description="make the built-in base and its adapters")
-    parser.add_argument("--work", type=Path, default=Path("train-work"), help="downloads, caches, checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("out/train"), help="downloads, caches, checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     stages = parser.add_subparsers(dest="stage", required=True)
     stages.add_parser("icons", help="download and render the icon packages").set_defaults(call=_icons)

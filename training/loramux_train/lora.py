@@ -186,6 +186,8 @@ def train_lora(training: LoraTraining, state: Path, name: str, minutes: float | 
     if state.exists():
         training.resume(state)
     updates = training.recipe.updates
+    if training.run.step >= updates:
+        print(f"{name}: already at update {training.run.step} of {updates}; raise updates to go on", flush=True)
     started = saved = time.monotonic()
     while training.run.step < updates:
         training.update()

@@ -33,10 +33,7 @@ _DTYPES = {
 
 def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
     """Write the compiled file to the sink; the warnings that only values can give."""
-    table = [
-        CompiledModule.of(module.path, module.spec, module.raw.rank, module.scale)
-        for module in plan.modules
-    ]
+    table = [CompiledModule.of(module.path, module.spec, module.raw.rank, module.scale) for module in plan.modules]
     sink(memoryview(header_bytes(table)))
     silent = 0
     with plan.container.path.open("rb") as handle:
@@ -92,4 +89,4 @@ def _check_finite(value: Tensor, entry: TensorEntry, module: str) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.numpy()).cast("B")
+    return memoryview(tensor.numpy().data).cast("B")

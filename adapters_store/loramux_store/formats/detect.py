@@ -116,9 +116,7 @@ def _read(modules: Sequence[RawModule], layout: Layout, bare: str | None) -> _Re
     return reading
 
 
-def _wanted(
-    fitting: list[_Reading], readings: list[_Reading], wanted: Layout
-) -> list[_Reading]:
+def _wanted(fitting: list[_Reading], readings: list[_Reading], wanted: Layout) -> list[_Reading]:
     mine = [reading for reading in fitting if reading.layout.digest == wanted.digest]
     if mine or not fitting:
         if not mine:
@@ -179,9 +177,7 @@ def _contradiction(metadata: Mapping[str, str], chosen: _Reading) -> tuple[str, 
         return ()
     if chosen.layout.name not in ("sd1", "sd2", "sdxl"):
         return ()
-    return (
-        f"metadata_contradicts_shapes: {source} says {hint}, the shapes are {chosen.layout.name}'s",
-    )
+    return (f"metadata_contradicts_shapes: {source} says {hint}, the shapes are {chosen.layout.name}'s",)
 
 
 def _differences(readings: list[_Reading], chosen: _Reading) -> list[str]:
@@ -226,8 +222,7 @@ def _nearest_fault(readings: list[_Reading]) -> Refused:
     known = bool(nearest.matched or nearest.misfits)
     return Refused(
         "unknown_keys" if known else "family_unknown",
-        (f"nearest is {nearest.name}, which has no" if known else "no known model has")
-        + f" {listed}{more}",
+        (f"nearest is {nearest.name}, which has no" if known else "no known model has") + f" {listed}{more}",
         {"keys": listed, "key": stems[0], "count": str(len(stems)), "layout": nearest.name},
     )
 

@@ -44,9 +44,7 @@ def fits_exactly(raw: RawModule, spec: ModuleSpec) -> bool:
 
     That is what tells an SD1 proj_in (a convolution) from an SD2 one (linear).
     """
-    return all(
-        len(raw.tensors[role].shape) == len(shape) for role, shape in _shapes(raw, spec).items()
-    )
+    return all(len(raw.tensors[role].shape) == len(shape) for role, shape in _shapes(raw, spec).items())
 
 
 def _shapes(raw: RawModule, spec: ModuleSpec) -> dict[str, tuple[int, ...]]:

@@ -70,9 +70,7 @@ _KINDS: dict[str, str] = {
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "lora_embedding"),
 }  # fmt: skip
 _INFIXED = {"lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B"}
-_OLD_ATTENTION = re.compile(
-    r"(?P<stem>.+?)(?:\.processor)?\.to_(?P<proj>q|k|v|out)_lora\.(?P<end>down|up)\.weight\Z"
-)
+_OLD_ATTENTION = re.compile(r"(?P<stem>.+?)(?:\.processor)?\.to_(?P<proj>q|k|v|out)_lora\.(?P<end>down|up)\.weight\Z")
 
 
 def split_key(name: str) -> Key | None:

@@ -30,9 +30,7 @@ class NameTable:
         self.layout = layout
         self._full: dict[str, str | None] = {}
         self._bare: dict[str, dict[str, str | None]] = {name: {} for name in layout.components}
-        sgm = sgm_paths(
-            path.removeprefix("unet.") for path in layout.modules if path.startswith("unet.")
-        )
+        sgm = sgm_paths(path.removeprefix("unet.") for path in layout.modules if path.startswith("unet."))
         for path in layout.modules:
             component, _, tail = path.partition(".")
             for name in _tails(tail):

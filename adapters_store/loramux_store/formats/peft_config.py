@@ -175,9 +175,7 @@ def _patterns(body: Mapping[str, Any], name: str) -> _Patterns:
 def _regex(field: str, key: str) -> re.Pattern[str]:
     repeats = sum(key.count(sign) for sign in "*+?")
     if len(key) > 256 or repeats > 2 or not _TAME.match(key):
-        raise InvalidArgument(
-            f"{_FIELD}.{field}", key, "names, '.', classes, and at most two of * + ?"
-        )
+        raise InvalidArgument(f"{_FIELD}.{field}", key, "names, '.', classes, and at most two of * + ?")
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except re.error:

@@ -56,8 +56,7 @@ def make_plan(
         scales = {path: scaling.of(handle, raw, path) for path, raw in choice.matched.items()}
     report = _report(contents, choice, scales, scaling.finish())
     modules = tuple(
-        PlannedModule(path, choice.layout.modules[path], raw, scales[path][1])
-        for path, raw in choice.matched.items()
+        PlannedModule(path, choice.layout.modules[path], raw, scales[path][1]) for path, raw in choice.matched.items()
     )
     return Plan(container, choice.layout, modules, report)
 

@@ -153,8 +153,7 @@ def _check_rank(stem: str, tensors: Mapping[str, TensorEntry]) -> None:
         raise Refused(
             "rank_mismatch",
             f"{stem!r}: down factor {list(down.shape)} has rank {rank}, "
-            f"up factor {list(up.shape)} has rank {up.shape[1]}"
-            + (f", mid is {list(mid.shape)}" if mid else ""),
+            f"up factor {list(up.shape)} has rank {up.shape[1]}" + (f", mid is {list(mid.shape)}" if mid else ""),
             {"module": stem, "key": up.name, "expected": str(rank), "got": str(ranks)},
         )
     if rank > MAX_RANK:

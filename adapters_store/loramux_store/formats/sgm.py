@@ -54,9 +54,7 @@ class _Blocks:
             if match["what"] == "resnets":
                 at = match["side"], int(match["i"])
                 self.resnets[at] = max(self.resnets.get(at, 0), int(match["j"]) + 1)
-        self.attended = {
-            (match["side"], int(match["i"])) for match in found if match["what"] == "attentions"
-        }
+        self.attended = {(match["side"], int(match["i"])) for match in found if match["what"] == "attentions"}
 
     def name(self, path: str) -> str | None:
         match = _BLOCK.match(path)
