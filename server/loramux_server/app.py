@@ -130,8 +130,7 @@ async def serve(app: App, on_ready: Callable[[Ready], None]) -> None:
     """Runs the app until SIGTERM or SIGINT."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     await app.run(on_ready, stop)
 
 
