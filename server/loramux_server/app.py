@@ -33,6 +33,7 @@ from loramux_server.scheduler import Scheduler
 from loramux_server.service import AdapterService, GenerationService
 from loramux_server.settings import BUILTIN, Settings
 from loramux_store.header import read_container
+from loramux_store.layout import KNOWN_NAMES, Layout
 from loramux_store.record import UploadSpec
 from loramux_store.sniff import MAX_FILE
 from loramux_store.store import Store
@@ -74,11 +75,11 @@ class App:
         self.store = Store.open(settings.store)
         self.engine = Engine(base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, observer=observer)
         self.metrics.registry.register(StoreCollector(self.store.stats))
-        self.store.register_layout(self.engine.layout)
+        layout = _registered(self.engine.layout, self.store)
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, settings.max_rows), self.metrics)
-        self.admission = Admission(self.store, _facts(self.engine, settings), self.engine.adapters.check)
+        self.admission = Admission(self.store, _facts(self.engine, layout, settings), self.engine.adapters.check)
         self.metrics.build_info.labels(self.version, base.name, str(base.device)).set(1)
         self._ready = False
 
@@ -154,13 +155,24 @@ def _load(settings: Settings) -> Base:
     return load_base(folder, folder.resolve().name, torch.device(device))
 
 
-def _facts(engine: Engine, settings: Settings) -> BaseFacts:
+def _registered(layout: Layout, store: Store) -> Layout:
+    """The base's layout under the name that the store knows it by; told to the store where it is new."""
+    for known in store.layouts():
+        if known.digest == layout.digest:
+            return known
+    if layout.name in KNOWN_NAMES:  # a folder that happens to be called sd1
+        layout = Layout(f"base-{layout.name}", layout.modules)
+    store.register_layout(layout)
+    return layout
+
+
+def _facts(engine: Engine, layout: Layout, settings: Settings) -> BaseFacts:
     base = engine.base
     return BaseFacts(
         name=base.name,
         digest=base.digest,
-        layout_name=engine.layout.name,
-        layout_digest=engine.layout.digest,
+        layout_name=layout.name,
+        layout_digest=layout.digest,
         side=base.side,
         size_multiple=base.latent_scale,
         min_side=base.min_side,

@@ -1,5 +1,6 @@
 """Failures stay with their own request, rows come back, and prompts are encoded with their own blend."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,3 +148,10 @@ def test_a_stopping_runner_takes_nothing_new(server: Any) -> None:
     assert running.pictures()
     with pytest.raises(Draining):
         server.submit(PLAIN)
+
+
+def test_a_base_folder_may_be_called_anything(make_server: Callable[..., Any], tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "copy" / "sd1")
+    server = make_server(tmp_path / "copy" / "sd1")
+    assert server.admission.base.layout_name == "base-sd1"
+    assert server.app.store.layout("base-sd1").digest == server.admission.base.layout_digest
