@@ -209,12 +209,20 @@ def test_bad_fields_are_named(server: Running, fields: dict[str, object], bad: d
     assert server.pictures.Generate(request()).images
 
 
-@pytest.mark.parametrize("reference", ["nobody", "ink@99", "../etc/passwd", "ink@prod"])
-def test_unknown_adapters_are_named(server: Running, reference: str) -> None:
+@pytest.mark.parametrize(
+    "reference,code,said",
+    [
+        ("nobody", grpc.StatusCode.NOT_FOUND, "'nobody'"),
+        ("ink@99", grpc.StatusCode.NOT_FOUND, "'ink' has no version 99"),
+        ("ink@prod", grpc.StatusCode.NOT_FOUND, "'ink@prod'"),
+        ("../etc/passwd", grpc.StatusCode.INVALID_ARGUMENT, "'../etc/passwd'"),
+    ],
+)
+def test_unknown_adapters_are_named(server: Running, reference: str, code: grpc.StatusCode, said: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         server.pictures.Generate(request(blend=blend(**{reference: 1.0})))
-    assert caught.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
-    assert reference in (caught.value.details() or "")
+    assert caught.value.code() == code
+    assert said in (caught.value.details() or "")
     details(caught.value)
 
 
