@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import adapter_files as af
@@ -56,9 +57,11 @@ def oracle(made: Mapping[str, af.Factors]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", af.DTYPES)
 @pytest.mark.parametrize("form", ["kohya", "kohya_tucker", "diffusers", "peft"])
-def test_every_module_of_a_layout_in_every_dtype(store: Store, tmp_path: Path, form: str, dtype: str) -> None:
+def test_every_form_in_every_dtype(store: Store, tmp_path: Path, form: str, dtype: str) -> None:
     alpha = 2.0 if form.startswith("kohya") else None
-    made = af.factors(af.TOY_SD1, alpha=alpha, dtype=af.DTYPES[dtype], tucker=form == "kohya_tucker")
+    # every sixth module: the six dtypes together see each one
+    paths = list(af.TOY_SD1.modules)[list(af.DTYPES).index(dtype) :: len(af.DTYPES)]
+    made = af.factors(af.TOY_SD1, paths, alpha=alpha, dtype=af.DTYPES[dtype], tucker=form == "kohya_tucker")
     if dtype == "F64":  # what does not fit float32 is rounded; the oracle takes it rounded
         made = {path: _rounded(module) for path, module in made.items()}
     tensors = {
@@ -69,7 +72,7 @@ def test_every_module_of_a_layout_in_every_dtype(store: Store, tmp_path: Path, f
     }[form](made)
     published = publish(store, tmp_path, tensors)
     assert published.report.layout_name == "toy_sd1"
-    assert len(published.report.matched) == len(af.TOY_SD1.modules)
+    assert len(published.report.matched) == len(paths)
     assert published.report.ignored == ()
     bound = FOLDED if form == "kohya_tucker" else EXACT
     assert_same(deltas(store, published), oracle(made), bound)
@@ -127,7 +130,8 @@ def test_real_widths(store: Store, tmp_path: Path, name: str) -> None:
     layout = known_layout(name)
     shapes: dict[tuple[int, ...], str] = {}
     for path, spec in layout.modules.items():
-        shapes.setdefault(spec.shape, path)
+        if prod(spec.shape) < 6_000_000:  # the widest convolutions only cost the oracle seconds
+            shapes.setdefault(spec.shape, path)
     made = af.factors(layout, shapes.values(), rank=1, alpha=1.0, dtype=torch.float16)
     tensors = af.kohya_tensors(made, sgm=name == "sdxl", two_encoders=name == "sdxl")
     published = publish(store, tmp_path, tensors)

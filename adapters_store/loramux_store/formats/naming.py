@@ -11,7 +11,7 @@ from functools import lru_cache
 from loramux_store.formats.sgm import sgm_paths
 from loramux_store.layout import Layout
 
-__all__ = ["NameTable", "name_table", "strip_wrappers"]
+__all__ = ["NameTable", "name_table", "spellings", "strip_wrappers"]
 
 _WRAPPERS = ("base_model.model.", "model.")
 
@@ -33,7 +33,7 @@ class NameTable:
         sgm = sgm_paths(path.removeprefix("unet.") for path in layout.modules if path.startswith("unet."))
         for path in layout.modules:
             component, _, tail = path.partition(".")
-            for name in _tails(tail):
+            for name in spellings(tail):
                 _add(self._full, f"{component}.{name}", path)
                 _add(self._bare[component], name, path)
             if component == "unet":
@@ -57,12 +57,12 @@ class NameTable:
         # kohya numbers the encoders only where there are two
         both = "text_encoder_2" in self.layout.components
         prefix = "lora_te2_" if component == "text_encoder_2" else f"lora_te{'1' if both else ''}_"
-        for name in _tails(tail):
+        for name in spellings(tail):
             _add(self._full, prefix + name.replace(".", "_"), path)
 
 
-def _tails(tail: str) -> tuple[str, ...]:
-    """transformers 5 builds a CLIP text encoder without its text_model wrapper."""
+def spellings(tail: str) -> tuple[str, ...]:
+    """A path inside its component: transformers 5 builds CLIP without its text_model wrapper."""
     short = tail.removeprefix("text_model.")
     return (tail,) if short == tail else (tail, short)
 

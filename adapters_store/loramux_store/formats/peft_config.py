@@ -37,13 +37,15 @@ class _Patterns:
     anchored: Mapping[str, tuple[int, float]]
     regexes: tuple[tuple[int, re.Pattern[str], float], ...]
 
-    def get(self, path: str) -> float | None:
-        parts = path.split(".")
-        tails = (".".join(parts[at:]) for at in range(len(parts)))
-        found = [self.literal[tail] for tail in tails if tail in self.literal]
-        if path in self.anchored:
-            found.append(self.anchored[path])
-        found += [(order, value) for order, rule, value in self.regexes if rule.match(path)]
+    def get(self, *spellings: str) -> float | None:
+        found: list[tuple[int, float]] = []
+        for path in spellings:
+            parts = path.split(".")
+            tails = (".".join(parts[at:]) for at in range(len(parts)))
+            found += [self.literal[tail] for tail in tails if tail in self.literal]
+            if path in self.anchored:
+                found.append(self.anchored[path])
+            found += [(order, value) for order, rule, value in self.regexes if rule.match(path)]
         return min(found)[1] if found else None
 
 
@@ -58,14 +60,14 @@ class PeftConfig:
     alphas: _Patterns
     warnings: tuple[str, ...] = field(default=())
 
-    def alpha(self, path: str) -> float | None:
-        """Alpha of a module, by its path inside the component."""
-        found = self.alphas.get(path)
+    def alpha(self, *spellings: str) -> float | None:
+        """Alpha of a module, by its path inside the component, in each way that is written."""
+        found = self.alphas.get(*spellings)
         return self.lora_alpha if found is None else found
 
-    def rank(self, path: str) -> float | None:
+    def rank(self, *spellings: str) -> float | None:
         """The rank the config claims for a module."""
-        found = self.ranks.get(path)
+        found = self.ranks.get(*spellings)
         return self.r if found is None else found
 
 

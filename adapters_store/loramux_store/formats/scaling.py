@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from loramux_store.errors import InvalidArgument, Refused
+from loramux_store.formats.naming import spellings
 from loramux_store.formats.peft_config import PeftConfig, parse_config, parse_metadata
 from loramux_store.formats.read import RawModule
 from loramux_store.formats.scalar import read_scalar
@@ -78,10 +79,10 @@ class Scaling:
             alpha = read_scalar(handle, entry, path)
             return alpha, alpha / rank
         config = self._config(path) if raw.family == "peft" else None
-        inside = path.partition(".")[2]
-        alpha = config.alpha(inside) if config else None
+        inside = spellings(path.partition(".")[2])
+        alpha = config.alpha(*inside) if config else None
         if config and alpha is not None:
-            claimed = config.rank(inside)
+            claimed = config.rank(*inside)
             if claimed is not None and claimed != rank:
                 self._warn(
                     "config_contradicts_shapes",

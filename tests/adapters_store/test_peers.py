@@ -1,0 +1,173 @@
+"""The same file in diffusers and PEFT, on a real tiny pipeline: the same delta on the same module.
+
+Their faults named in formats.md are kept out: no conv_in (blind `_` to `.`), one rank a file where
+no alpha is stored.
+"""
+
+from pathlib import Path
+
+import adapter_files as af
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from loramux_store import InterpretOptions, Layout, ModuleSpec, Store, UploadSpec
+
+# Theirs is the difference of two float32 forwards: the peer multiplies in float32.
+PEER = 3e-6
+KINDS = {nn.Linear: "linear", nn.Conv2d: "conv2d"}
+
+
+@pytest.fixture
+def pipeline() -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=100, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+            projection_dim=24, bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    return StableDiffusionPipeline(
+        vae,
+        text,
+        None,
+        unet,
+        DDIMScheduler(steps_offset=1, clip_sample=False),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+
+
+def _path(component: str, name: str) -> str:
+    bare = component == "text_encoder" and not name.startswith("text_model.")
+    return f"{component}.{'text_model.' if bare else ''}{name}"
+
+
+def _modules(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:
+    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    return {
+        _path(component, name): module
+        for component, model in parts.items()
+        for name, module in model.named_modules()
+        if type(module) in KINDS
+    }
+
+
+def _layout(pipeline: StableDiffusionPipeline) -> Layout:
+    return Layout(
+        "tiny",
+        {p: ModuleSpec(KINDS[type(m)], tuple(m.weight.shape)) for p, m in _modules(pipeline).items()},
+    )
+
+
+def _peer_deltas(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for component in ("unet", "text_encoder"):
+        for name, module in getattr(pipeline, component).named_modules():
+            if hasattr(module, "get_delta_weight") and module.active_adapters:
+                found[_path(component, name)] = module.get_delta_weight(module.active_adapters[0]).detach()
+    return found
+
+
+def _chosen(layout: Layout) -> list[str]:
+    wanted = (".to_q", ".to_k", ".to_v", ".to_out.0", "ff.net.0.proj", "proj_in", ".conv1", "q_proj", "fc2")
+    return [path for path in layout.modules if path.endswith(wanted)]
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers", "peft", "peft with metadata"])
+def test_the_same_deltas_as_diffusers(
+    store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline, form: str
+) -> None:
+    layout = _layout(pipeline)
+    store.register_layout(layout)
+    kohya = form == "kohya"
+    paths = _chosen(layout)
+    if kohya:  # diffusers 0.42.1 makes `self_attn.to_q_lora` of these, and drops it without a word
+        paths = [path for path in paths if "self_attn" not in path]
+    if form == "diffusers":  # its loader of this generation takes no convolution
+        paths = [path for path in paths if layout.modules[path].kind == "linear"]
+    made = af.factors(layout, paths, rank=None if kohya else 3, alpha=2.0 if kohya else None)
+    metadata = {"format": "pt"}
+    if form == "peft with metadata":
+        metadata["lora_adapter_metadata"] = _metadata(made)
+    write = {"kohya": af.kohya_tensors, "diffusers": af.diffusers_tensors}.get(form, af.peft_tensors)
+    tensors = write(made)
+    file = af.write(tmp_path / "a.safetensors", tensors, metadata)
+    published = store.publish(file, UploadSpec("a", layout="tiny"))
+    assert published.version is not None
+    ours = af.compiled_delta(store.compiled(published.version), layout)
+
+    pipeline.load_lora_weights(str(tmp_path), weight_name=file.name, adapter_name="a")
+    theirs = _peer_deltas(pipeline)
+    assert set(theirs) == set(ours) == set(paths)
+    for path, delta in theirs.items():
+        error = (ours[path] - delta.double()).norm() / delta.norm()
+        assert error < PEER, f"{path}: {error:.1e}"
+
+
+def _metadata(made: dict[str, af.Factors]) -> str:
+    import json
+
+    body: dict[str, object] = {}
+    for component in ("unet", "text_encoder"):
+        names = [path.partition(".")[2] for path in made if path.startswith(f"{component}.")]
+        body |= {
+            f"{component}.r": 3,
+            f"{component}.lora_alpha": 6,
+            f"{component}.use_rslora": component == "unet",
+            f"{component}.target_modules": names,
+            f"{component}.alpha_pattern": {"^" + names[0]: 9},
+            f"{component}.peft_type": "LORA",
+        }
+    if not hasattr(CLIPTextModel, "text_model"):
+        # this transformers builds no text_model, and PEFT matches the names it builds
+        return json.dumps(body).replace("text_model.", "")
+    return json.dumps(body)
+
+
+def test_the_same_deltas_as_peft(store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:
+    """A folder that PEFT itself wrote: its config as an option, ranks and alphas by pattern."""
+    from peft import LoraConfig, get_peft_model
+
+    layout = _layout(pipeline)
+    store.register_layout(layout)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        use_rslora=True,
+        target_modules=["to_q", "to_k", "to_out.0", "conv1"],
+        rank_pattern={"attn2.to_k": 2, r".*up_blocks.*to_q": 3},
+        alpha_pattern={r"down_blocks\.\d+\..*conv1": 5, "to_k": 1},
+        init_lora_weights=False,
+    )
+    wrapped = get_peft_model(pipeline.unet, config)
+    wrapped.save_pretrained(str(tmp_path / "peft"))
+    published = store.publish(
+        tmp_path / "peft" / "adapter_model.safetensors",
+        UploadSpec("a", options=InterpretOptions((tmp_path / "peft" / "adapter_config.json").read_text())),
+    )
+    assert published.version is not None
+    assert published.report.warnings == ()
+    ours = af.compiled_delta(store.compiled(published.version), layout)
+    theirs = {
+        f"unet.{name}": module.get_delta_weight("default").detach()
+        for name, module in wrapped.base_model.model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    assert set(ours) == set(theirs)
+    for path, delta in theirs.items():
+        assert (ours[path] - delta.double()).norm() / delta.norm() < PEER, path
