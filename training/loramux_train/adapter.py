@@ -61,6 +61,7 @@ def save_adapter(path: Path, adapter: Adapter, naming: Naming, about: Mapping[st
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     save_file({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    partial.chmod(0o644)
     partial.replace(path)
 
 

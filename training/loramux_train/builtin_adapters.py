@@ -68,7 +68,7 @@ BUILTIN_ADAPTERS = (
         title="Glossy",
         description="Soft gradients and highlights, pinks and violets in the shadows.",
         licence=_FLUENT,
-        recipe=LoraRecipe(rank=16, alpha=16, targets=ATTENTION, updates=800),
+        recipe=LoraRecipe(rank=16, alpha=16, targets=ATTENTION, updates=400, rate=1e-3),
         naming="peft",
     ),
     BuiltinAdapter(
@@ -86,7 +86,9 @@ BUILTIN_ADAPTERS = (
         title="Zib",
         description="A subject: the zib, a violet one-eyed creature with orange horns.",
         licence=_OWN,
-        recipe=LoraRecipe(rank=6, alpha=6, text_rank=6),
+        recipe=LoraRecipe(
+            rank=6, alpha=6, targets=ATTENTION + FEED_FORWARD, text_rank=6, updates=800, rate=3e-3, text_rate=2e-3
+        ),
         naming="kohya",
         trigger=TRIGGER,
         tags=("subject",),
@@ -96,7 +98,7 @@ BUILTIN_ADAPTERS = (
         title="Sepia",
         description="Everything in browns, the ground too. The file the demo uploads while serving.",
         licence=_FLUENT,
-        recipe=LoraRecipe(rank=2, alpha=1, updates=400, rate=3e-3),
+        recipe=LoraRecipe(rank=2, alpha=1, targets=ATTENTION + FEED_FORWARD, updates=700, rate=3e-3),
         naming="kohya",
         folder="demo",
     ),
@@ -113,8 +115,8 @@ def tables(built: BuiltinAdapter, parts: Parts, icons: Path, seed: int = 0) -> l
         poses = [Concept(TRIGGER, icon) for icon in pictures]
         kept = build_table(parts.vae, flat, CONCEPTS, 4, seed)
         return [build_table(parts.vae, pictures, poses, PLACEMENTS, seed), kept]
-    style = {style.name: style for style in STYLES}[built.name]
-    return [build_table(parts.vae, load_icons(icons, style), built.sees, PLACEMENTS, seed)]
+    drawings = load_icons(icons, {style.name: style for style in STYLES}[built.name])
+    return [build_table(parts.vae, drawings, built.sees, PLACEMENTS, seed)]
 
 
 def train_builtin(built: BuiltinAdapter, parts: Parts, work: Path, base_hash: str, out: Path) -> Path:
