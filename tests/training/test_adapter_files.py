@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from loramux_train.adapter import Adapter, Factors, Naming, load_adapter, save_adapter
-from loramux_train.builtin_adapters import BUILTIN_ADAPTERS
+from loramux_train.builtin_adapters import BUILTIN_ADAPTERS, BuiltinAdapter
 from loramux_train.drawing import Parts, load_parts, token_ids
 from loramux_train.lora import ATTENTION, FEED_FORWARD, TEXT, apply, extract, inject, set_weights, text_prefix
 
@@ -75,9 +75,10 @@ def test_round_trip_keeps_every_delta(naming: Naming, parts: Parts, tmp_path: Pa
         assert all(torch.equal(mine[path].delta(), read[path.replace(".", "_")].delta()) for path in mine)
 
 
-def test_weight_zero_is_bit_identical_to_no_adapter(parts: Parts) -> None:
+@pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
+def test_weight_zero_is_bit_identical_to_no_adapter(built: BuiltinAdapter, parts: Parts) -> None:
     before = _outputs(parts)
-    apply(parts, load_adapter(BUILTIN / "adapters" / "zib.safetensors"))
+    apply(parts, load_adapter(BUILTIN / built.folder / f"{built.name}.safetensors"))
     assert not torch.equal(_outputs(parts)[1], before[1])
     set_weights(parts, 0.0)
     assert all(torch.equal(*pair) for pair in zip(before, _outputs(parts), strict=True))
@@ -93,7 +94,7 @@ def test_adapters_that_do_nothing_or_diverged_are_not_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
-def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: Any) -> None:
+def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapter) -> None:
     file = BUILTIN / built.folder / f"{built.name}.safetensors"
     with safe_open(file, "pt") as opened:
         about, names = opened.metadata(), list(opened.keys())

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from loramux_train.acceptance import broken_bars
 from loramux_train.builtin_adapters import BUILTIN_ADAPTERS
 from loramux_train.concepts import CONCEPTS, FLAT, HELD_OUT, SEEN, caption
-from loramux_train.drawing import draw, load_parts
+from loramux_train.drawing import GUIDANCE, STEPS, draw, load_parts, starting_noise
 from loramux_train.evaluate import classify
 from loramux_train.export import LIMIT, folder_size
 from loramux_train.likeness import distances
@@ -68,3 +69,12 @@ def test_base_draws_what_captions_say() -> None:
     pictures = draw(load_parts(BUILTIN / "base"), [caption(CONCEPTS[index]) for index in asked], [7] * len(asked))
     found = classify(pictures, BUILTIN / "card" / "real").tolist()
     assert sum(mine == wanted for mine, wanted in zip(found, asked, strict=True)) >= 5
+
+
+def test_diffusers_draws_the_same_picture() -> None:
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(BUILTIN / "base", safety_checker=None, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": 64, "width": 64}
+    theirs = pipeline("a red apple", latents=starting_noise(3), output_type="pt", **options).images
+    ours = draw(load_parts(BUILTIN / "base"), ["a red apple"], [3]) / 2 + 0.5
+    assert (ours - theirs).abs().max() < 1 / 255

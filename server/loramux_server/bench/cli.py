@@ -3,6 +3,7 @@
 Takes a name; runs that benchmark and prints its rows. The exit status is 0 whatever holds.
 """
 
+import logging
 from typing import Literal
 
 Name = Literal["kernels", "overhead", "engine", "store"]
@@ -20,8 +21,10 @@ def bench(name: Name, *, json: bool = False) -> int:
     json:
         Print one JSON object instead of a table.
     """
+    from loramux_server import logs
     from loramux_server.bench import engine, harness, kernels, overhead, store
 
+    logs.configure(logging.WARNING)  # standard output is for the rows
     modules = {"kernels": kernels, "overhead": overhead, "engine": engine, "store": store}
     harness.tell(name, modules[name].measure(), json)
     return 0
