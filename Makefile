@@ -32,7 +32,7 @@ help: ## list the targets
 
 setup: $(INSTALLED) ## create .venv and install everything (the other targets do it too)
 
-demo: $(INSTALLED) ## the main job: eight blends at once on the built-in base -> out/demo.png
+demo: $(INSTALLED) ## the main job: twelve blends at once on the built-in base -> out/demo.png
 	@.venv/bin/loramux demo --out out/demo.png $(ARGS)
 
 serve: $(INSTALLED) ## serve the built-in base with the shelf in adapters_store/data
