@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -396,6 +397,24 @@ def test_health_and_http(server: Running) -> None:
     assert server.get("/version").strip()
     assert server.metric("loramux_engine_up") == 1
     assert server.metric('loramux_adapters_resident{tier="device"}') >= 1
+
+
+def test_a_silent_connection_holds_up_no_probe(server: Running) -> None:
+    host, port = server.http.split(":")
+    with socket.create_connection((host, int(port))):
+        assert server.get("/livez") == "ok\n"
+
+
+def test_what_outlasts_the_drain_hears_that_the_server_stops(tmp_path: Path) -> None:
+    running = start(tmp_path / "store", "--drain-seconds", "0.1")
+    stream = running.pictures.GenerateStream(request(steps=200, num_images=4))
+    next(iter(stream))
+    running.process.send_signal(signal.SIGTERM)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stream)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert details(caught.value)[0].reason == "DRAINING"
+    assert stop(running) == 0
 
 
 def test_a_generic_client_works_through_reflection(server: Running) -> None:

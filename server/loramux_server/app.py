@@ -92,7 +92,7 @@ class App:
             self.metrics.registry,
             version=self.version,
             live=lambda: self.runner.alive,
-            ready=lambda: self._ready,
+            ready=lambda: self._ready and self.runner.alive,
         )
         shelf = AdapterService(self.store, self.metrics)
         server, checks = self._server(shelf)
@@ -109,11 +109,10 @@ class App:
             self._ready = False
             await checks.enter_graceful_shutdown()
             await asyncio.to_thread(self.runner.drain, settings.drain_seconds)
+            await asyncio.to_thread(self.runner.stop)  # what still runs hears why, while its call is open
             await server.stop(grace=1.0)
-            if self.runner.alive:
-                await asyncio.to_thread(self.runner.stop)
-            shelf.close()
-            admin.close()
+            await asyncio.to_thread(shelf.close)
+            await asyncio.to_thread(admin.close)
             self.store.close()
 
     def _server(self, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:

@@ -6,7 +6,8 @@
     ├── Busy                the queue is full
     ├── Draining            the server is stopping
     ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
-    └── BadBase             a folder that is no Stable Diffusion base (at start)
+    ├── BadBase             a folder that is no Stable Diffusion base (at start)
+    └── BadSetting          a setting that does not suit the base (at start)
 
 What the shelf refuses is `loramux_store.errors`.
 """
@@ -60,3 +61,7 @@ class PictureFailed(LoraMuxError):
 
 class BadBase(LoraMuxError):
     """A folder that is no Stable Diffusion base."""
+
+
+class BadSetting(LoraMuxError):
+    """A setting that does not suit the base."""

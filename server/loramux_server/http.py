@@ -5,6 +5,7 @@ Takes a registry and two questions to ask; gives plain text. It knows no request
 
 import threading
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from typing import Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -14,7 +15,15 @@ from prometheus_client import (
 )
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection, so that an idle one holds up neither probes nor the stop."""
+
+    daemon_threads = True
+
+
 class _Quiet(WSGIRequestHandler):
+    timeout = 10  # seconds that a connection may stay silent
+
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not worth a line."""
 
@@ -53,7 +62,7 @@ class AdminServer:
             start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
             return [f"{text}\n".encode()]
 
-        self._server = make_server(host, port, answer, WSGIServer, _Quiet)
+        self._server = make_server(host, port, answer, _Server, _Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 

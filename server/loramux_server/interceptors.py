@@ -5,6 +5,7 @@ Takes handlers; gives handlers. It knows the two error trees and gRPC's codes, a
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -66,8 +67,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             with _Call(self._metrics, service, method) as record:
                 try:
-                    async for response in behaviour(request, context):
-                        yield response
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            yield response
                 except Exception as error:
                     await record.abort(context, error)
 
@@ -137,7 +139,7 @@ def _describe(error: Exception) -> _Details:
         case errors.Busy():
             retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=max(1, round(error.retry_after))))
             return code.RESOURCE_EXHAUSTED, "QUEUE_FULL", {}, [retry]
-        case errors.Draining():
+        case errors.Draining() | shelf.Closed():
             return code.UNAVAILABLE, "DRAINING", {}, []
         case errors.PictureFailed():
             return code.INTERNAL, "PICTURE_FAILED", {}, []

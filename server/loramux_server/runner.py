@@ -8,7 +8,7 @@ tick's way.
 import logging
 import threading
 import time
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,6 +32,8 @@ from loramux_server.requests import (
 from loramux_server.scheduler import Item, Scheduler
 
 _log = logging.getLogger(__name__)
+
+_BEGIN = 4  # jobs whose prompts are encoded between two ticks: running pictures must not stall behind a crowd
 
 
 @dataclass(slots=True)
@@ -90,11 +92,11 @@ class Runner:
             if self._draining:
                 raise Draining("the server is stopping and takes no new requests")
             position = self._scheduler.submit([Item(key, bucket, 1 + job.guided) for key in keys])
+            running.loading = loading = self._engine.load(job)
             self._jobs[job.id] = running
             self._gauge()
         listener(Queued(position))
-        running.loading = self._engine.load(job)
-        running.loading.add_done_callback(partial(self._on_loaded, job.id))
+        loading.add_done_callback(partial(self._on_loaded, job.id))
 
     def cancel(self, job_id: str) -> None:
         """Frees the job's rows at the next tick; a job that has ended is left alone."""
@@ -107,23 +109,29 @@ class Runner:
             return self._lock.wait_for(lambda: not self._jobs, timeout=seconds)
 
     def stop(self) -> None:
-        """Fails what is left and ends the thread."""
+        """Ends the thread, which fails what is left."""
         with self._lock:
             self._draining = self._stopping = True
-            self._lock.notify()
-        self._thread.join()
-        for job_id in list(self._jobs):
-            self._fail(job_id, Draining("the server stopped"))
+            self._lock.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._decoder.shutdown(wait=True)
         self._engine.close()
 
     def _run(self) -> None:
         self._metrics.engine_up.set(1)
-        while not self._stopping:
-            if not self._tick():
-                with self._lock:
-                    self._lock.wait_for(lambda: self._stopping or self._loaded or self._ending, timeout=1.0)
-        self._metrics.engine_up.set(0)
+        try:
+            while not self._stopping:
+                if not self._tick():
+                    with self._lock:
+                        self._lock.wait_for(lambda: self._stopping or self._loaded or self._ending, timeout=1.0)
+        except Exception:
+            _log.exception("the runner stopped")
+        finally:
+            self._metrics.engine_up.set(0)
+            with self._lock:
+                self._draining = True
+            self._fail_all(set(self._jobs), Draining("the server stopped"))
 
     def _tick(self) -> bool:
         """One iteration; False where nothing could step."""
@@ -144,7 +152,7 @@ class Runner:
 
     def _settle(self, results: list[StepResult]) -> None:
         with self._lock:
-            self._scheduler.remove(r.key for r in results if r.latents is not None or r.error is not None)
+            self._scheduler.finish(r.key for r in results if r.latents is not None)
         for result in results:
             running = self._jobs.get(result.key.job)
             if running is None:
@@ -180,6 +188,8 @@ class Runner:
         self._metrics.images.inc()
         index = result.key.index
         running.listener(ImageReady(index, job.seed + index, job.width, job.height, png))
+        with self._lock:
+            self._scheduler.remove([result.key])
         running.undelivered -= 1
         if running.undelivered == 0:
             self._end(running, Done(self._timings(running)), "ok")
@@ -199,20 +209,21 @@ class Runner:
     def _on_loaded(self, job_id: str, _future: "Future[Lease]") -> None:
         with self._lock:
             self._loaded.append(job_id)
-            self._lock.notify()
+            self._lock.notify_all()
 
     def _begin_loaded(self) -> None:
         with self._lock:
-            loaded, self._loaded = self._loaded, []
+            loaded, self._loaded = self._loaded[:_BEGIN], self._loaded[_BEGIN:]
         for job_id in loaded:
             running = self._jobs.get(job_id)
             if running is not None:
                 self._begin(running)
 
     def _begin(self, running: _Running) -> None:
-        assert running.loading is not None
+        loading, running.loading = running.loading, None
+        assert loading is not None
         try:
-            running.lease = running.loading.result()
+            running.lease = loading.result()
             running.listener(Started(running.job))
             self._engine.begin(running.job, running.lease)
         except Exception as error:
@@ -228,7 +239,7 @@ class Runner:
         with self._lock:
             if job_id in self._jobs:
                 self._ending.append((job_id, event, outcome))
-                self._lock.notify()
+                self._lock.notify_all()
 
     def _end_asked(self) -> None:
         with self._lock:
@@ -254,7 +265,7 @@ class Runner:
         with self._lock:
             self._scheduler.remove(running.keys)
         self._engine.drop(running.keys)
-        if running.lease is None and running.loading is not None:
+        if running.loading is not None and not running.loading.cancel():
             running.loading.add_done_callback(self._release_late)
         self._release(running)
 
@@ -265,10 +276,8 @@ class Runner:
 
     def _release_late(self, loading: "Future[Lease]") -> None:
         """A lease that came after its job had ended."""
-        try:
+        if loading.exception() is None:
             self._engine.adapters.release(loading.result())
-        except (Exception, CancelledError):
-            return
 
     def _end(self, running: _Running, event: Event | None, outcome: str) -> None:
         with self._lock:

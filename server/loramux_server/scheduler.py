@@ -37,7 +37,7 @@ class Plan:
 class Scheduler:
     """The queue and the choice of the next tick. Not thread-safe: the runner guards it.
 
-    max_images: pictures waiting or running before `submit` says Busy; max_rows: rows of one forward.
+    max_images: pictures waiting, running or being encoded before `submit` says Busy; max_rows: rows of one forward.
     """
 
     def __init__(self, max_images: int, max_rows: int) -> None:
@@ -47,12 +47,13 @@ class Scheduler:
         self._max_rows = max_rows
         self._items: OrderedDict[ImageKey, Item] = OrderedDict()
         self._ready: set[ImageKey] = set()
+        self._finished: set[ImageKey] = set()
         self._turns: OrderedDict[Bucket, None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
         """Pictures that are not ready to step."""
-        return len(self._items) - len(self._ready)
+        return len(self._items) - len(self._ready) - len(self._finished)
 
     @property
     def running(self) -> int:
@@ -89,11 +90,18 @@ class Scheduler:
             del self._turns[bucket]
         return None
 
+    def finish(self, keys: Iterable[ImageKey]) -> None:
+        """These pictures made their last step; they count for the queue until they are removed."""
+        for key in keys:
+            self._ready.discard(key)
+            self._finished.add(key)
+
     def remove(self, keys: Iterable[ImageKey]) -> None:
-        """Forgets pictures that finished, failed or were cancelled."""
+        """Forgets pictures that were delivered, failed or were cancelled."""
         for key in keys:
             self._items.pop(key, None)
             self._ready.discard(key)
+            self._finished.discard(key)
 
     def _fill(self, bucket: Bucket) -> tuple[ImageKey, ...]:
         room, keys = self._max_rows, list[ImageKey]()

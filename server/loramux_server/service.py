@@ -7,8 +7,9 @@ Takes RPCs; asks admission, the runner and the store. It knows no tensors and ra
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from loramux.v1 import (
@@ -57,11 +58,12 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         job = await self._admit(request)
         response = generation_pb2.GenerateResponse(applied=messages.applied(job, self._admission.base, self._version))
         images: list[ImageReady] = []
-        async for happened in self._run(job):
-            if isinstance(happened, ImageReady):
-                images.append(happened)
-            elif isinstance(happened, Done):
-                response.timings.CopyFrom(messages.timings(happened.timings))
+        async with aclosing(self._run(job)) as story:
+            async for happened in story:
+                if isinstance(happened, ImageReady):
+                    images.append(happened)
+                elif isinstance(happened, Done):
+                    response.timings.CopyFrom(messages.timings(happened.timings))
         response.images.extend(messages.image(ready) for ready in sorted(images, key=lambda ready: ready.index))
         return response
 
@@ -71,8 +73,9 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         context: "Context",
     ) -> AsyncIterator[generation_pb2.GenerateEvent]:
         """What happens, as it happens."""
-        async for happened in self._run(await self._admit(request)):
-            yield messages.event(happened, self._admission.base, self._version)
+        async with aclosing(self._run(await self._admit(request))) as story:
+            async for happened in story:
+                yield messages.event(happened, self._admission.base, self._version)
 
     async def GetServerInfo(
         self,
@@ -85,7 +88,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _admit(self, request: generation_pb2.GenerateRequest) -> Job:
         return await asyncio.to_thread(self._admission.admit, messages.generation_request(request))
 
-    async def _run(self, job: Job) -> AsyncIterator[Told]:
+    async def _run(self, job: Job) -> AsyncGenerator[Told, None]:
         """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 

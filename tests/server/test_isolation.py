@@ -57,6 +57,8 @@ def test_every_picture_is_the_same_alone_and_in_company(server: Any) -> None:
     """A stream of requests, joining and leaving between steps: over 50 different companies a forward."""
     dice = random.Random(11)
     asked = [random_request(dice, seed) for seed in range(110)]
+    names = ("everything", "attention", "convolution")
+    server.draw([GenerationRequest("a dog", blend=tuple(BlendEntry(n, 1.0) for n in names), steps=1)])  # loads them
     server.forwards.clear()
     company = server.draw(asked)
     assert len({_signature(forward) for forward in server.forwards}) >= COMPOSITIONS
@@ -121,7 +123,7 @@ def test_pictures_do_not_depend_on_earlier_swaps(
     make_server: Callable[..., Any], tiny_base: Path, three_adapters: Any, tmp_path: Path
 ) -> None:
     """A pool with room for the largest adapter only: every swap evicts, and pictures come out as the first time."""
-    server = make_server(tiny_base, pool_bytes=1 << 20)
+    server = make_server(tiny_base)
     server.publish(three_adapters(tiny_base, tmp_path, STRENGTH))
     for group in server.app.engine.groups.values():
         group.open(20, torch.device("cpu"))

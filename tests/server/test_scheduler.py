@@ -61,6 +61,17 @@ def test_a_full_queue_takes_nothing_of_a_job() -> None:
     assert scheduler.submit(items("c", 1)) == 2
 
 
+def test_a_picture_counts_until_it_is_delivered() -> None:
+    scheduler = Scheduler(max_images=1, max_rows=4)
+    take_in(scheduler, "a", 1)
+    scheduler.finish([ImageKey("a", 0)])
+    assert scheduler.plan() is None and (scheduler.waiting, scheduler.running) == (0, 0)
+    with pytest.raises(Busy):
+        scheduler.submit(items("b", 1))
+    scheduler.remove([ImageKey("a", 0)])
+    assert scheduler.submit(items("b", 1)) == 0
+
+
 def test_nothing_to_do_is_no_plan() -> None:
     scheduler = Scheduler(max_images=3, max_rows=4)
     assert scheduler.plan() is None

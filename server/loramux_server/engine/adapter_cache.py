@@ -85,14 +85,18 @@ class AdapterCache:
                 raise Incompatible("BLEND_TOO_LARGE", f"the blend has total rank {rank} in {name}, at most {room} fits")
 
     def request(self, versions: Sequence[VersionRecord]) -> "Future[Lease]":
-        """A lease on these versions, once all of them have rows; all are loaded or none is."""
+        """A lease on these versions, once all of them have rows; all are loaded or none is.
+
+        Cancelling the future gives the job's place up. Callbacks of the future run without the cache's lock.
+        """
         wanted = _Wanted(tuple(versions))
         with self._lock:
-            if self._all_resident(wanted):
-                self._metrics.cache_hits.labels("device").inc(len(versions))
-                self._grant(wanted)
-                return wanted.future
-        self._loader.submit(self._load, wanted)
+            lease = self._grant(wanted) if self._all_resident(wanted) else None
+        if lease is None:
+            self._loader.submit(self._load, wanted)
+        else:
+            self._metrics.cache_hits.labels("device").inc(len(versions))
+            self._hand_over(wanted, lease)
         return wanted.future
 
     def release(self, lease: Lease) -> None:
@@ -103,7 +107,8 @@ class AdapterCache:
             self._releases += 1
             retry, self._waiting = self._waiting, []
         for wanted in retry:
-            self._loader.submit(self._load, wanted)
+            if not wanted.future.cancelled():
+                self._loader.submit(self._load, wanted)
 
     def close(self) -> None:
         """Ends the loader's thread."""
@@ -120,10 +125,8 @@ class AdapterCache:
     def _all_resident(self, wanted: _Wanted) -> bool:
         return all(version.digest in self._resident for version in wanted.versions)
 
-    def _grant(self, wanted: _Wanted) -> None:
+    def _grant(self, wanted: _Wanted) -> Lease:
         """Counts the job as a user of all its versions. Call with the lock held, all resident."""
-        if not wanted.future.set_running_or_notify_cancel():
-            return
         rows: dict[str, Rows] = {}
         for version in wanted.versions:
             resident = self._resident[version.digest]
@@ -131,26 +134,37 @@ class AdapterCache:
                 resident.users += 1
             rows[version.digest] = resident.rows
             self._resident.move_to_end(version.digest)
-        wanted.future.set_result(Lease(rows))
+        return Lease(rows)
+
+    def _hand_over(self, wanted: _Wanted, lease: Lease) -> None:
+        """Call without the lock: the future's callbacks may call back into the cache."""
+        if wanted.future.set_running_or_notify_cancel():
+            wanted.future.set_result(lease)
+        else:
+            self.release(lease)
 
     def _load(self, wanted: _Wanted) -> None:
         """On the loader's thread: brings in what is missing, grants, or leaves the job waiting for room."""
-        held: list[_Resident] = []
+        if wanted.future.cancelled():
+            return
         releases = self._releases
+        try:
+            lease = self._bring_in(wanted)
+        except PoolFull:
+            self._wait(wanted, releases)
+        except Exception as error:
+            if wanted.future.set_running_or_notify_cancel():
+                wanted.future.set_exception(_told(error, wanted.versions))
+        else:
+            self._hand_over(wanted, lease)
+
+    def _bring_in(self, wanted: _Wanted) -> Lease:
+        held: list[_Resident] = []
         try:
             for version in wanted.versions:
                 held.append(self._hold(version))
-        except PoolFull:
-            self._wait(wanted, releases)
-        except StoreError as error:
-            wanted.future.set_exception(error)
-        except Exception as error:
-            _log.exception("adapter could not be loaded")
-            names = ", ".join(f"{v.adapter}@{v.number}" for v in wanted.versions)
-            wanted.future.set_exception(PictureFailed(f"one of {names} could not be loaded: {type(error).__name__}"))
-        else:
             with self._lock:
-                self._grant(wanted)
+                return self._grant(wanted)
         finally:
             with self._lock:
                 for resident in held:
@@ -172,19 +186,29 @@ class AdapterCache:
                 resident.users += 1
                 self._metrics.cache_hits.labels("device").inc()
                 return resident
+            rows = self._take(self._ranks(version))
         started = time.monotonic()
         self._metrics.cache_misses.labels("device").inc()
-        factors = _read(self._compiled(version))
-        with self._lock:
-            rows = self._take(self._ranks(version))
-        for name, numbers in rows.items():
-            self._groups[name].write(numbers, {p: f for p, f in factors.items() if self._group_of[p] == name})
+        try:
+            self._write(rows, _read(self._compiled(version)))
+        except BaseException:
+            with self._lock:
+                self._give_back(rows)
+            raise
         resident = _Resident(rows, users=1)
         with self._lock:
             self._resident[version.digest] = resident
             self._metrics.resident.labels("device").set(len(self._resident))
         self._metrics.load_seconds.observe(time.monotonic() - started)
         return resident
+
+    def _write(self, rows: Rows, factors: Factors) -> None:
+        for name, numbers in rows.items():
+            self._groups[name].write(numbers, {p: f for p, f in factors.items() if self._group_of[p] == name})
+
+    def _give_back(self, rows: Rows) -> None:
+        for name, numbers in rows.items():
+            self._groups[name].rows.give_back(numbers)
 
     def _take(self, ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Row numbers in every group, evicting unused versions until they fit; all or none."""
@@ -196,11 +220,19 @@ class AdapterCache:
         for digest, resident in self._resident.items():
             if resident.users == 0:
                 del self._resident[digest]
-                for name, numbers in resident.rows.items():
-                    self._groups[name].rows.give_back(numbers)
+                self._give_back(resident.rows)
                 self._metrics.cache_evictions.labels("device").inc()
                 return
         raise PoolFull(1, 0)
+
+
+def _told(error: Exception, versions: Sequence[VersionRecord]) -> Exception:
+    """What a client hears: the store's own errors as they are, others without their insides."""
+    if isinstance(error, StoreError):
+        return error
+    _log.error("an adapter could not be loaded", exc_info=error)
+    names = ", ".join(f"{version.adapter}@{version.number}" for version in versions)
+    return PictureFailed(f"one of {names} could not be loaded: {type(error).__name__}")
 
 
 def _read(file: Path) -> Factors:

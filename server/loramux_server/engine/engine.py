@@ -1,12 +1,12 @@
 """Steps pictures: one UNet forward over the rows of many, each row with its own blend, prompt and timestep.
 
 Takes jobs whose adapters are loaded and the keys of the pictures to step; gives results. It owns the device
-and knows no queue, no protobuf and no client. All methods but `load`, `release` and `decode` are called from
-one thread.
+and knows no queue, no protobuf and no client. `begin`, `step` and `drop` are called from one thread.
 """
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from loramux_server.engine.lora_layers import LayerGroup, wrap
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.sampling import ImageSampler, guide
 from loramux_server.engine.text import PromptEncoder
-from loramux_server.errors import PictureFailed
+from loramux_server.errors import BadSetting, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import ImageKey, Job
 from loramux_store.layout import Layout
@@ -33,6 +33,9 @@ Observer = Callable[[Mapping[str, Tables]], None]
 """Sees the tables of every UNet forward by layer group (groups without any entry are absent)."""
 
 _MOST_POOL_ROWS = 8192
+_FEWEST_POOL_ROWS = 17  # the zero row and one adapter of rank 16
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Engine:
         self.layout = Layout(
             base.name, {path: layer.spec for g in self.groups.values() for path, layer in g.layers.items()}
         )
-        size = min(_MOST_POOL_ROWS, pool_bytes // sum(g.row_bytes for g in self.groups.values()))
+        size = _pool_rows(pool_bytes, self.groups.values())
         for group in self.groups.values():
             group.open(size, base.device)
         self.adapters = AdapterCache(self.groups, compiled, metrics)
@@ -99,9 +102,21 @@ class Engine:
             )
             self._images[ImageKey(job.id, index)] = _Image(sampler, embeddings, job.guidance_scale, entries)
 
-    @torch.inference_mode()
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
-        """One UNet forward over all rows of these pictures, which are of one size."""
+        """One UNet forward over all rows of these pictures, which are of one size.
+
+        Out of memory halves the batch until single pictures are left; only such a one fails.
+        """
+        try:
+            return self._step(keys)
+        except torch.OutOfMemoryError:
+            if len(keys) == 1:
+                return [self._failed(keys[0], "does not fit into device memory")]
+        half = len(keys) // 2
+        return [*self.step(keys[:half]), *self.step(keys[half:])]
+
+    @torch.inference_mode()
+    def _step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
         started = time.monotonic()
         images = [self._images[key] for key in keys]
         inputs = [image.sampler.model_input().expand(len(image.embeddings), -1, -1, -1) for image in images]
@@ -116,7 +131,7 @@ class Engine:
         return results
 
     def drop(self, keys: Sequence[ImageKey]) -> None:
-        """Forgets pictures that were cancelled."""
+        """Forgets pictures that failed or were cancelled."""
         for key in keys:
             self._images.pop(key, None)
 
@@ -157,17 +172,24 @@ class Engine:
             self._observer(used)
 
     def _advance(self, key: ImageKey, prediction: Tensor) -> StepResult:
+        """Moves one picture on; what goes wrong here is that picture's alone."""
         image = self._images[key]
         sampler = image.sampler
         if not torch.isfinite(prediction).all():
-            del self._images[key]
-            error = PictureFailed(f"picture {key.index} became non-finite at step {sampler.position + 1}")
-            return StepResult(key, sampler.position, sampler.total, error=error)
-        sampler.advance(guide(prediction, image.guidance_scale))
+            return self._failed(key, f"became non-finite at step {sampler.position + 1}")
+        try:
+            sampler.advance(guide(prediction, image.guidance_scale))
+        except Exception as error:
+            _log.exception("a sampler failed")
+            return self._failed(key, f"failed in its sampler: {type(error).__name__}")
         if not sampler.finished:
             return StepResult(key, sampler.position, sampler.total)
         del self._images[key]
         return StepResult(key, sampler.position, sampler.total, latents=sampler.latents)
+
+    def _failed(self, key: ImageKey, reason: str) -> StepResult:
+        sampler = self._images.pop(key).sampler
+        return StepResult(key, sampler.position, sampler.total, error=PictureFailed(f"picture {key.index} {reason}"))
 
 
 def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
@@ -181,6 +203,14 @@ def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
     for row in range(rows):
         seen.add(tuple((*idx[row][: n[row]], *scale[row][: n[row]]) for idx, scale, n in lists))
     return len(seen)
+
+
+def _pool_rows(pool_bytes: int, groups: Iterable[LayerGroup]) -> int:
+    row_bytes = sum(group.row_bytes for group in groups)
+    size = min(_MOST_POOL_ROWS, pool_bytes // row_bytes)
+    if size < _FEWEST_POOL_ROWS:
+        raise BadSetting(f"pool_bytes is {pool_bytes}, expected at least {_FEWEST_POOL_ROWS * row_bytes} on this base")
+    return size
 
 
 def _entries(job: Job, lease: Lease, group: str) -> Entries:
