@@ -3,7 +3,8 @@
 import io
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,3 +265,32 @@ def _three_adapters() -> object:
 def server_class() -> type[Server]:
     """For tests that keep one server over many cases."""
     return Server
+
+
+@pytest.fixture
+def server(make_server: Callable[..., Server], tiny_base: Path, tmp_path: Path) -> Server:
+    """A server on the tiny base with the three adapters on its shelf."""
+    server = make_server(tiny_base)
+    server.publish(three_adapters(tiny_base, tmp_path, 0.5))
+    return server
+
+
+@pytest.fixture
+def server_with_a_small_pool(server: Server) -> Server:
+    """Room for the largest adapter only: every swap evicts."""
+    for group in server.app.engine.groups.values():
+        group.open(20, torch.device("cpu"))
+    return server
+
+
+@pytest.fixture
+def wait_for() -> Callable[[Callable[[], object]], None]:
+    """Waits until a condition holds, 20 s at most."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, "did not happen within 20 s"
+            time.sleep(0.01)
+
+    return wait

@@ -1,7 +1,6 @@
 """Failures stay with their own request, rows come back, and prompts are encoded with their own blend."""
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +17,6 @@ from loramux_store.errors import DataLoss, NotFound
 from loramux_store.record import UploadSpec
 
 PLAIN = GenerationRequest("a dog", seed=1, steps=3)
-
-
-@pytest.fixture
-def server(make_server: Callable[..., Any], tiny_base: Path, three_adapters: Any, tmp_path: Path) -> Any:
-    server = make_server(tiny_base)
-    server.publish(three_adapters(tiny_base, tmp_path, 0.5))
-    return server
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen within 20 s"
-        time.sleep(0.01)
 
 
 def test_a_row_that_becomes_non_finite_fails_its_own_request_only(server: Any, tmp_path: Path) -> None:
@@ -53,7 +38,7 @@ def test_a_row_that_becomes_non_finite_fails_its_own_request_only(server: Any, t
     assert np.abs(good.pictures()[0].astype(int) - alone.astype(int)).max() <= 1
 
 
-def test_cancelling_stops_the_steps_and_gives_the_rows_back(server: Any) -> None:
+def test_cancelling_stops_the_steps_and_gives_the_rows_back(server: Any, wait_for: Any) -> None:
     free = {name: group.rows.free for name, group in server.app.engine.groups.items()}
     handle = server.submit(replace(PLAIN, steps=200, num_images=3, blend=(BlendEntry("attention", 1.0),)))
     wait_for(lambda: any(isinstance(event, Stepped) for event in handle.events))

@@ -1,7 +1,6 @@
 """What goes wrong beside a request stays beside it: cancelled loads, failed writes, full devices, dead threads."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +15,6 @@ from loramux_server.requests import BlendEntry, Failed, GenerationRequest
 
 PLAIN = GenerationRequest("a dog", seed=1, steps=3)
 BLENDED = replace(PLAIN, blend=(BlendEntry("attention", 1.0),))
-
-
-@pytest.fixture
-def server(make_server: Callable[..., Any], tiny_base: Path, three_adapters: Any, tmp_path: Path) -> Any:
-    server = make_server(tiny_base)
-    server.publish(three_adapters(tiny_base, tmp_path, 0.5))
-    return server
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen within 20 s"
-        time.sleep(0.01)
 
 
 def free_rows(server: Any) -> dict[str, int]:
@@ -50,7 +35,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Ev
     return reached, opened
 
 
-def test_cancelling_while_the_adapter_loads(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_while_the_adapter_loads(server: Any, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reached, opened = gate(monkeypatch)
     waiting = server.submit(BLENDED)
     assert reached.wait(20)
@@ -119,7 +104,7 @@ def test_a_failing_sampler_fails_its_own_picture(server: Any, monkeypatch: pytes
     assert abs(handles[1].pictures()[0].astype(int) - alone.astype(int)).max() <= 1
 
 
-def test_a_dead_runner_is_seen_and_takes_nothing(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_runner_is_seen_and_takes_nothing(server: Any, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     handle = server.submit(replace(PLAIN, steps=200))
     monkeypatch.setattr(server.runner._scheduler, "plan", lambda: 1 / 0)
     with pytest.raises(Draining):

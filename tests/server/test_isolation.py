@@ -20,7 +20,7 @@ STRENGTH = 0.5
 
 
 @pytest.fixture(scope="module")
-def server(
+def stream_server(
     tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, three_adapters: Any, server_class: Any
 ) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("isolation")
@@ -53,9 +53,9 @@ def ranks(tables: Mapping[str, Tables]) -> set[tuple[int, ...]]:
     return set(zip(*columns, strict=True))
 
 
-def test_every_picture_is_the_same_alone_and_in_company(server: Any) -> None:
+def test_every_picture_is_the_same_alone_and_in_company(stream_server: Any) -> None:
     """A stream of requests, joining and leaving between steps: over 50 different companies a forward."""
-    dice = random.Random(11)
+    server, dice = stream_server, random.Random(11)
     asked = [random_request(dice, seed) for seed in range(110)]
     names = ("everything", "attention", "convolution")
     server.draw([GenerationRequest("a dog", blend=tuple(BlendEntry(n, 1.0) for n in names), steps=1)])  # loads them
@@ -75,11 +75,7 @@ def _signature(forward: Mapping[str, Tables]) -> tuple[bytes, ...]:
     return tuple(t.idx.numpy().tobytes() + t.scale.numpy().tobytes() for t in forward.values())
 
 
-def test_eight_blends_share_one_forward(
-    make_server: Callable[..., Any], tiny_base: Path, three_adapters: Any, tmp_path: Path
-) -> None:
-    server = make_server(tiny_base, max_rows=16)
-    server.publish(three_adapters(tiny_base, tmp_path, STRENGTH))
+def test_eight_blends_share_one_forward(server: Any) -> None:
     one, two, three = "everything", "attention", "convolution"
     blends: list[dict[str, float]] = [
         {}, {one: 1.0}, {two: 1.0}, {three: 1.0}, {one: 0.5}, {one: 0.5, two: 0.5}, {two: 1.0, three: 0.3},
@@ -119,41 +115,32 @@ def test_a_batch_without_adapters_hands_the_op_no_tables(make_server: Callable[.
     assert server.forwards and not any(server.forwards)
 
 
-def test_pictures_do_not_depend_on_earlier_swaps(
-    make_server: Callable[..., Any], tiny_base: Path, three_adapters: Any, tmp_path: Path
-) -> None:
-    """A pool with room for the largest adapter only: every swap evicts, and pictures come out as the first time."""
-    server = make_server(tiny_base)
-    server.publish(three_adapters(tiny_base, tmp_path, STRENGTH))
-    for group in server.app.engine.groups.values():
-        group.open(20, torch.device("cpu"))
-    asked = [
-        GenerationRequest("a dog", blend=(BlendEntry(name, 1.0),), seed=1, steps=3)
-        for name in ("everything", "attention", "convolution")
-    ]
-    first = [server.draw([request])[0] for request in asked]
-    again = [server.draw([request])[0] for request in reversed(asked)][::-1]
-    evictions = server.app.metrics.registry.get_sample_value(
-        "loramux_adapter_cache_evictions_total", {"tier": "device"}
-    )
-    assert evictions and evictions >= 3
+SWAPS = tuple(
+    GenerationRequest("a dog", blend=(BlendEntry(name, 1.0),), seed=1, steps=3)
+    for name in ("everything", "attention", "convolution")
+)
+
+
+def evictions(server: Any) -> float:
+    name = "loramux_adapter_cache_evictions_total"
+    return server.app.metrics.registry.get_sample_value(name, {"tier": "device"}) or 0.0
+
+
+def test_pictures_do_not_depend_on_earlier_swaps(server_with_a_small_pool: Any) -> None:
+    server = server_with_a_small_pool
+    first = [server.draw([request])[0] for request in SWAPS]
+    again = [server.draw([request])[0] for request in reversed(SWAPS)][::-1]
+    assert evictions(server) >= 3
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-def test_jobs_that_do_not_fit_together_wait_for_each_other(
-    make_server: Callable[..., Any], tiny_base: Path, three_adapters: Any, tmp_path: Path
-) -> None:
-    server = make_server(tiny_base)
-    server.publish(three_adapters(tiny_base, tmp_path, STRENGTH))
-    for group in server.app.engine.groups.values():
-        group.open(20, torch.device("cpu"))
-    asked = [
-        GenerationRequest("a dog", blend=(BlendEntry(name, 1.0),), seed=seed, steps=3)
-        for seed in range(4)
-        for name in ("everything", "attention", "convolution")
-    ]
-    pictures = server.draw([*asked, GenerationRequest("a dog", seed=1, steps=3)])
-    assert len(pictures) == 13
+def test_jobs_that_do_not_fit_together_wait_for_each_other(server_with_a_small_pool: Any) -> None:
+    server = server_with_a_small_pool
+    alone = [server.draw([request])[0] for request in SWAPS]
+    before = evictions(server)
+    together = server.draw([*SWAPS * 4, GenerationRequest("a dog", seed=1, steps=3)])
+    assert evictions(server) > before
+    assert max(distance(one, other) for one, other in zip(alone * 4, together[:-1], strict=True)) <= 1
 
 
 def test_layer_names_are_those_that_adapter_files_use(tiny_base: Path) -> None:

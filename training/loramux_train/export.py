@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 
 from loramux_train.denoiser import SCHEDULE
 from loramux_train.drawing import Parts
-from loramux_train.tokenizer import write_tokenizer
+from loramux_train.tokenizer import clip_merges, write_tokenizer
 
 LIMIT = 16 * 1024 * 1024  # bytes the shipped base may take
 
@@ -41,7 +41,7 @@ def export_base(parts: Parts, folder: Path) -> int:
     fresh.mkdir(parents=True)
     (fresh / "model_index.json").write_text(json.dumps(_INDEX, indent=2) + "\n")
     _write_scheduler(fresh / "scheduler")
-    write_tokenizer(fresh / "tokenizer")
+    write_tokenizer(fresh / "tokenizer", clip_merges())
     for name in ("text_encoder", "unet", "vae"):
         _write_half(getattr(parts, name), fresh / name)
     size = folder_size(fresh)

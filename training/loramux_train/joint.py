@@ -23,7 +23,7 @@ from loramux_train.icons import load_icons
 from loramux_train.latents import LatentTable, build_table
 from loramux_train.schedule import cosine
 from loramux_train.sheet import contact_sheet
-from loramux_train.tokenizer import write_tokenizer
+from loramux_train.tokenizer import clip_merges, write_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def train_joint(work: Path, recipe: JointRecipe, minutes: float | None = None, u
     Logs the caption gap every 200 updates and draws a sheet every 1000.
     """
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    write_tokenizer(work / "tokenizer")
+    write_tokenizer(work / "tokenizer", clip_merges())
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     stage, state = JointTraining(base_table(work, recipe), tokenizer, recipe), work / "joint.pt"
     if state.exists():

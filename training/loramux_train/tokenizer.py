@@ -39,10 +39,9 @@ def vocabulary(merges: list[str]) -> dict[str, int]:
     return {token: index for index, token in enumerate([*tokens, START, END])}
 
 
-def write_tokenizer(folder: Path, count: int = MERGES) -> int:
-    """Write the tokenizer's files and return the size of its vocabulary."""
+def write_tokenizer(folder: Path, merges: list[str]) -> int:
+    """Write the tokenizer's files for these "left right" lines and return the size of its vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
-    merges = clip_merges(count)
     tokens = vocabulary(merges)
     specials = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     settings = {
