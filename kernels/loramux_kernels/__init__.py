@@ -4,27 +4,25 @@ Takes activations, base weights, pools of rank rows and index tables; gives acti
 adapter, no request and no model. Importable without triton and without a GPU.
 """
 
-from loramux_kernels.ops import lora_conv2d, lora_linear
-from loramux_kernels.pool import (
-    MAX_ROW_RANK,
-    R_CLASSES,
-    PoolFull,
-    RankRowPool,
-    RowAllocator,
-    TableBank,
-    Tables,
-    rank_class,
-)
+from loramux_kernels.ops import Impl, check_impl, default_impl, lora_conv2d, lora_linear, lora_qkv
+from loramux_kernels.pool import FusedPool, PoolFull, RankRowPool, RowAllocator
+from loramux_kernels.tables import MAX_ROW_RANK, R_CLASSES, Entries, TableBank, Tables, class_of
 
 __all__ = [
     "MAX_ROW_RANK",
     "R_CLASSES",
+    "Entries",
+    "FusedPool",
+    "Impl",
     "PoolFull",
     "RankRowPool",
     "RowAllocator",
     "TableBank",
     "Tables",
+    "check_impl",
+    "class_of",
+    "default_impl",
     "lora_conv2d",
     "lora_linear",
-    "rank_class",
+    "lora_qkv",
 ]

@@ -1,22 +1,20 @@
-"""Rank rows on the device: who owns which row numbers, the arrays that hold them, and the tables
-that say which rows a batch row uses.
+"""Rank rows on the device: who owns which row numbers, and the arrays that hold them.
 
-Takes sizes, row contents and (row numbers, scales) of every batch row; gives pool arrays and tables.
+Takes sizes and row contents; gives pool arrays, and on the CPU the rows of a composition side by side.
 It knows no adapter and no layer name.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-R_CLASSES = (0, 16, 32, 64, 128, 256, 512)
-"""Widths a table may have. Few, so that a captured graph is reused by most batches."""
+from loramux_kernels.tables import Composition
 
-MAX_ROW_RANK = R_CLASSES[-1]
-"""Largest total rank of one batch row in one layer group."""
+SCALE_ROWS = 256
+"""Rows of a scale pool, the unit row included: weight-decomposed adapters on the device at once."""
 
 
 class PoolFull(Exception):
@@ -26,18 +24,6 @@ class PoolFull(Exception):
         super().__init__(f"{wanted} rank rows wanted, {free} free")
         self.wanted = wanted
         self.free = free
-
-
-def rank_class(rank: int) -> int:
-    """Smallest class that holds `rank` rows.
-
-    Raises:
-        ValueError: for a rank above `MAX_ROW_RANK`.
-    """
-    for width in R_CLASSES:
-        if rank <= width:
-            return width
-    raise ValueError(f"total rank {rank}, at most {MAX_ROW_RANK}")
 
 
 class RowAllocator:
@@ -80,12 +66,29 @@ class RowAllocator:
         return 0
 
 
-class RankRowPool:
-    """A_pool[P, K] and B_pool[P, N] of one layer; row 0 is zero."""
+Factors = tuple[Tensor, Tensor]
+"""Factors of lists of rank rows."""
 
-    def __init__(self, size: int, k: int, n: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.a = torch.zeros(size, k, dtype=dtype, device=device)
-        self.b = torch.zeros(size, n, dtype=dtype, device=device)
+
+class RankRowPool:
+    """A_pool[P, K] and B_pool[P, N] of one layer; row 0 is zero.
+
+    g: fp32 [SCALE_ROWS, N] of output scales less one, h: fp32 [SCALE_ROWS, K or Cin] of input scales less one
+    (weight decomposition); row 0 is zero; None until an adapter of that axis touches the layer.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a, b
+        self.g: Tensor | None = None
+        self.h: Tensor | None = None
+        self._writes = 0
+        self._gathered: tuple[Composition, int] = ((), -1)
+        self._side_by_side: tuple[Tensor, ...] = (a[:0], b[:0])
+
+    @classmethod
+    def zeros(cls, size: int, k: int, n: int, *, dtype: torch.dtype, device: torch.device) -> "RankRowPool":
+        """An empty pool of `size` rows."""
+        return cls(torch.zeros(size, k, dtype=dtype, device=device), torch.zeros(size, n, dtype=dtype, device=device))
 
     def write(self, rows: Sequence[int], a: Tensor, b: Tensor, scale: float) -> None:
         """Writes fp32 factors a [r, K] and b [r, N] into the first r of `rows`, zeros into the rest.
@@ -105,6 +108,54 @@ class RankRowPool:
         index = torch.tensor(rows, dtype=torch.long, device=self.a.device)
         self.a[index] = 0
         self.b[index] = 0
+        self._writes += 1
+
+    def write_output_scale(self, row: int, scale: Tensor) -> None:
+        """Writes output scales g [N] into a scale row."""
+        if self.g is None:
+            self.g = torch.zeros(SCALE_ROWS, self.b.shape[1], device=self.b.device)
+        self.g[row] = scale.float() - 1
+
+    def write_input_scale(self, row: int, scale: Tensor) -> None:
+        """Writes input scales h into a scale row: [K] of a linear layer, [Cin] of a convolution."""
+        if self.h is None:
+            self.h = torch.zeros(SCALE_ROWS, len(scale), device=self.a.device)
+        self.h[row] = scale.float() - 1
+
+    def gathered(self, composition: Composition) -> Factors:
+        """a [lists, r, K] and b [lists, r, N] of a composition: views where it is one list of adjoining rows, else
+        parts of one buffer, filled again only when the composition or the pool has changed.
+
+        A composition of more rows than the pool has is not kept: its buffer would outgrow the pool.
+        """
+        if len(composition) == 1 and _adjoin(composition[0]):
+            rows = slice(composition[0][0], composition[0][-1] + 1)
+            return self.a[None, rows], self.b[None, rows]
+        count = len(composition) * len(composition[0])
+        if count > len(self.a):
+            index = torch.tensor(composition, device=self.a.device)
+            return self.a[index], self.b[index]
+        if self._gathered != (composition, self._writes):
+            self._gather(torch.tensor(composition, device=self.a.device).flatten())
+            self._gathered = composition, self._writes
+        a, b = self._side_by_side
+        shape = (len(composition), len(composition[0]), -1)
+        return a[:count].view(shape), b[:count].view(shape)
+
+    def _gather(self, index: Tensor) -> None:
+        if len(self._side_by_side[0]) < len(index):
+            self._side_by_side = tuple(pool.new_empty(len(index), pool.shape[1]) for pool in (self.a, self.b))
+        for pool, buffer in zip((self.a, self.b), self._side_by_side, strict=True):
+            torch.index_select(pool, 0, index, out=buffer[: len(index)])
+
+
+class FusedPool:
+    """The pools of layers that read one input, stacked: a [parts, P, K], b [parts, P, N]; each part a view."""
+
+    def __init__(self, parts: int, size: int, k: int, n: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.a = torch.zeros(parts, size, k, dtype=dtype, device=device)
+        self.b = torch.zeros(parts, size, n, dtype=dtype, device=device)
+        self.parts = tuple(RankRowPool(a, b) for a, b in zip(self.a, self.b, strict=True))
 
 
 def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,57 +167,5 @@ def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a * 2.0**exponent, b * 2.0**-exponent
 
 
-Entries = Sequence[tuple[int, float]]
-"""(rank row, scale) pairs of one batch row in one layer group."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """Which rank rows every batch row uses, in one layer group.
-
-    idx: int32 [rows, R]; scale: fp32 [rows, R]; nrank: int32 [rows], used entries of each row. Entries
-    from nrank on are row 0 with scale 0.
-    """
-
-    idx: Tensor
-    scale: Tensor
-    nrank: Tensor
-
-    @property
-    def rows(self) -> int:
-        """Number of batch rows."""
-        return self.idx.shape[0]
-
-
-class TableBank:
-    """Static tables, one set for each (rows, R class), rewritten in place between forwards."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._tables: dict[tuple[int, int], Tables] = {}
-
-    def write(self, rows: Sequence[Entries]) -> Tables | None:
-        """Tables of one (rank row, scale) list a batch row; None where all lists are empty.
-
-        Raises:
-            ValueError: where a list is longer than `MAX_ROW_RANK`.
-        """
-        width = rank_class(max((len(row) for row in rows), default=0))
-        if width == 0:
-            return None
-        pad = [(0, 0.0)] * width
-        padded = [[*row, *pad[len(row) :]] for row in rows]
-        tables = self._of(len(rows), width)
-        tables.idx.copy_(torch.tensor([[r for r, _ in row] for row in padded], dtype=torch.int32))
-        tables.scale.copy_(torch.tensor([[s for _, s in row] for row in padded]))
-        tables.nrank.copy_(torch.tensor([len(row) for row in rows], dtype=torch.int32))
-        return tables
-
-    def _of(self, rows: int, width: int) -> Tables:
-        if (rows, width) not in self._tables:
-            self._tables[rows, width] = Tables(
-                idx=torch.zeros(rows, width, dtype=torch.int32, device=self._device),
-                scale=torch.zeros(rows, width, dtype=torch.float32, device=self._device),
-                nrank=torch.zeros(rows, dtype=torch.int32, device=self._device),
-            )
-        return self._tables[rows, width]
+def _adjoin(rows: Sequence[int]) -> bool:
+    return all(after == before + 1 for before, after in pairwise(rows))

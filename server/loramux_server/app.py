@@ -22,9 +22,11 @@ from loramux.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
 )
+from loramux_kernels import Impl, check_impl, default_impl
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine.engine import Engine, Observer
 from loramux_server.engine.pipeline import Base, load_base
+from loramux_server.errors import BadSetting
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
 from loramux_server.metrics import Metrics, StoreCollector
@@ -72,15 +74,18 @@ class App:
         self.version = package_version("loramux")
         self.metrics = Metrics()
         base = _load(settings)
+        impl = _impl(settings.kernels, base.device)
         self.store = Store.open(settings.store)
-        self.engine = Engine(base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, observer=observer)
+        self.engine = Engine(
+            base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, impl=impl, observer=observer
+        )
         self.metrics.registry.register(StoreCollector(self.store.stats))
         layout = _registered(self.engine.layout, self.store)
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, settings.max_rows), self.metrics)
         self.admission = Admission(self.store, _facts(self.engine, layout, settings), self.engine.adapters.check)
-        self.metrics.build_info.labels(self.version, base.name, str(base.device)).set(1)
+        self.metrics.build_info.labels(self.version, base.name, str(base.device), impl).set(1)
         self._ready = False
 
     async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
@@ -152,6 +157,20 @@ def _load(settings: Settings) -> Base:
         return load_base(BUILTIN_FOLDER / "base", BUILTIN, torch.device(device))
     folder = Path(settings.base)
     return load_base(folder, folder.resolve().name, torch.device(device))
+
+
+def _impl(kernels: str, device: torch.device) -> Impl:
+    """The implementation of the adapter arithmetic that was asked for.
+
+    Raises:
+        BadSetting: where it cannot run on the device.
+    """
+    impl = default_impl(device) if kernels == "auto" else cast("Impl", kernels)
+    try:
+        check_impl(impl, device)
+    except ValueError as error:
+        raise BadSetting(f"kernels is {kernels!r}: {error}") from error
+    return impl
 
 
 def _registered(layout: Layout, store: Store) -> Layout:

@@ -26,6 +26,7 @@ def serve(
     port: int | None = None,
     metrics_port: int | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
+    kernels: Literal["auto", "reference", "triton"] | None = None,
     threads: int | None = None,
     max_rows: int | None = None,
     max_queue: int | None = None,
@@ -52,6 +53,8 @@ def serve(
         HTTP port of /metrics, /livez and /readyz; 0 picks a free one. Default: 9090.
     device:
         Where the base lives. Default: auto, a GPU if there is one.
+    kernels:
+        Adapter arithmetic. Default: auto, Triton kernels on a GPU and plain torch (reference) on the CPU.
     threads:
         CPU threads of tensor work.
     max_rows:

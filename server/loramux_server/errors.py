@@ -7,7 +7,7 @@
     ├── Draining            the server is stopping
     ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
     ├── BadBase             a folder that is no Stable Diffusion base (at start)
-    └── BadSetting          a setting that does not suit the base (at start)
+    └── BadSetting          a setting that does not suit the base or the device (at start)
 
 What the shelf refuses is `loramux_store.errors`.
 """
@@ -64,4 +64,4 @@ class BadBase(LoraMuxError):
 
 
 class BadSetting(LoraMuxError):
-    """A setting that does not suit the base."""
+    """A setting that does not suit the base or the device."""

@@ -35,7 +35,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"loramux_{name}", text, buckets=buckets, registry=registry)
 
-        self.build_info = gauge("build_info", "Always 1; what is running.", "version", "base", "device")
+        self.build_info = gauge("build_info", "Always 1; what is running.", "version", "base", "device", "kernels")
         self.engine_up = gauge("engine_up", "1 while the engine's thread runs.")
         self.requests = counter("requests_total", "Requests that ended, by how.", "outcome")
         self.images = counter("images_total", "Pictures finished.")

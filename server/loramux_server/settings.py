@@ -29,6 +29,9 @@ class Settings(BaseSettings):
         default=9090, ge=0, le=65535, description="HTTP port of /metrics, /livez, /readyz; 0 picks one."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Device of the base; auto takes a GPU.")
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        default="auto", description="Adapter arithmetic: auto takes Triton kernels on a GPU, plain torch on the CPU."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of tensor work; unset: torch decides.")
     max_rows: int = Field(default=32, ge=2, description="Most rows of one UNet forward.")
     max_queue: int = Field(default=256, ge=1, description="Most pictures waiting or running.")

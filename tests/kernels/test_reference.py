@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 from loramux_kernels import (
     MAX_ROW_RANK,
+    R_CLASSES,
     PoolFull,
     RankRowPool,
     RowAllocator,
     TableBank,
     Tables,
+    class_of,
     lora_conv2d,
     lora_linear,
-    rank_class,
 )
 from loramux_kernels.pool import balance
 
@@ -36,10 +37,10 @@ def _tables(entries: list[list[tuple[int, float]]]) -> Tables:
     return tables
 
 
-def _pool(k: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pool(k: int, n: int) -> RankRowPool:
     a, b = torch.randn(100, k), torch.randn(100, n)
     a[0] = b[0] = 0
-    return a, b
+    return RankRowPool(a, b)
 
 
 def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -56,13 +57,13 @@ def _bound(terms: int) -> float:
 def test_linear_is_the_sum_of_its_terms(k: int, n: int, m: int, base: float) -> None:
     x, w0 = torch.randn(len(BLENDS), m, k), torch.randn(n, k) * base
     bias = torch.randn(n) * base
-    a, b = _pool(k, n)
+    pool = _pool(k, n)
     entries = _entries(BLENDS)
-    got = lora_linear(x, w0, bias, a, b, _tables(entries))
+    got = lora_linear(x, w0, bias, pool, _tables(entries))
     for i, row in enumerate(entries):
         want = x[i].double() @ w0.double().T + bias.double()
         for r, s in row:
-            want += s * torch.outer(x[i].double() @ a[r].double(), b[r].double())
+            want += s * torch.outer(x[i].double() @ pool.a[r].double(), pool.b[r].double())
         if row or base:
             bound = _bound(k + len(row))
             assert _relative(got[i], want) < bound
@@ -77,19 +78,19 @@ def test_linear_is_the_sum_of_its_terms(k: int, n: int, m: int, base: float) -> 
 def test_conv_is_the_sum_of_its_terms(kernel: int, stride: int, padding: int, dilation: int, base: float) -> None:
     cin, n = 6, 10
     x, w0 = torch.randn(len(BLENDS), cin, 9, 7), torch.randn(n, cin, kernel, kernel) * base
-    a, b = _pool(kernel * kernel * cin, n)
+    pool = _pool(kernel * kernel * cin, n)
     entries = _entries(BLENDS)
     where = {
         "stride": (stride, stride),
         "padding": (padding, padding),
         "dilation": (dilation, dilation),
     }
-    got = lora_conv2d(x, w0, None, a, b, _tables(entries), **where)
+    got = lora_conv2d(x, w0, None, pool, _tables(entries), **where)
     for i, row in enumerate(entries):
         weight = w0.double()
         for r, s in row:
-            rank_kernel = a[r].double().view(kernel, kernel, cin).permute(2, 0, 1)
-            weight = weight + s * b[r].double()[:, None, None, None] * rank_kernel
+            rank_kernel = pool.a[r].double().view(kernel, kernel, cin).permute(2, 0, 1)
+            weight = weight + s * pool.b[r].double()[:, None, None, None] * rank_kernel
         want = F.conv2d(x[i : i + 1].double(), weight, **where)[0]
         if row or base:
             bound = _bound(kernel * kernel * cin + len(row))
@@ -99,23 +100,23 @@ def test_conv_is_the_sum_of_its_terms(kernel: int, stride: int, padding: int, di
 
 def test_swapping_blends_swaps_outputs_and_an_empty_row_is_the_base() -> None:
     x = torch.randn(1, 5, 16).expand(3, -1, -1).contiguous()
-    w0, (a, b) = torch.randn(8, 16), _pool(16, 8)
+    w0, pool = torch.randn(8, 16), _pool(16, 8)
     one, other, none = _entries([[4], [16], []])
-    y = lora_linear(x, w0, None, a, b, _tables([one, other, none]))
-    swapped = lora_linear(x, w0, None, a, b, _tables([other, one, none]))
+    y = lora_linear(x, w0, None, pool, _tables([one, other, none]))
+    swapped = lora_linear(x, w0, None, pool, _tables([other, one, none]))
     assert not torch.equal(y[0], y[1])
     assert torch.equal(y[0], swapped[1]) and torch.equal(y[1], swapped[0])
     assert torch.equal(y[2], F.linear(x, w0)[2])
 
 
 def test_unused_pool_rows_do_not_matter() -> None:
-    x, w0, (a, b) = torch.randn(1, 5, 16), torch.randn(8, 16), _pool(16, 8)
+    x, w0, pool = torch.randn(1, 5, 16), torch.randn(8, 16), _pool(16, 8)
     (row,) = _entries([[4]])
-    clean = lora_linear(x, w0, None, a, b, _tables([row]))
+    clean = lora_linear(x, w0, None, pool, _tables([row]))
     used = [r for r, _ in row]
     unused = [r for r in range(1, 100) if r not in used]
-    a[unused], b[unused] = float("nan"), float("nan")
-    assert torch.equal(lora_linear(x, w0, None, a, b, _tables([row])), clean)
+    pool.a[unused], pool.b[unused] = float("nan"), float("nan")
+    assert torch.equal(lora_linear(x, w0, None, pool, _tables([row])), clean)
 
 
 def test_tables_are_rewritten_in_place() -> None:
@@ -124,7 +125,7 @@ def test_tables_are_rewritten_in_place() -> None:
     assert first is not None
     place = first.idx.data_ptr()
     second = bank.write([[(7, 0.5)], []])
-    assert second is first and second.idx.data_ptr() == place
+    assert second.idx is first.idx and second.scale is first.scale and second.idx.data_ptr() == place
     assert second.idx[0, 0] == 7 and second.idx[1].sum() == 0 and second.scale[1].sum() == 0
     assert second.nrank.tolist() == [1, 0]
     assert bank.write([[], []]) is None
@@ -132,12 +133,12 @@ def test_tables_are_rewritten_in_place() -> None:
 
 @pytest.mark.parametrize("rank,width", [(0, 0), (1, 16), (16, 16), (17, 32), (512, 512)])
 def test_rank_classes(rank: int, width: int) -> None:
-    assert rank_class(rank) == width
+    assert class_of(rank, R_CLASSES, "total rank") == width
 
 
 def test_a_row_above_the_largest_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="total rank 513, at most 512"):
-        rank_class(MAX_ROW_RANK + 1)
+    with pytest.raises(ValueError, match="total rank is 513, at most 512"):
+        class_of(MAX_ROW_RANK + 1, R_CLASSES, "total rank")
 
 
 @given(st.data())
@@ -175,7 +176,7 @@ def test_the_allocator_prefers_an_adjoining_run() -> None:
 def test_written_factors_neither_underflow_nor_overflow(dtype: torch.dtype) -> None:
     """A of 1e3 with B of 1e-6 and scale 1/16: B's values would vanish in fp16 if cast as they are."""
     a, b, scale = torch.randn(3, 8) * 1e3, torch.randn(3, 6) * 1e-6, 1 / 16
-    pool = RankRowPool(10, 8, 6, dtype=dtype, device=CPU)
+    pool = RankRowPool.zeros(10, 8, 6, dtype=dtype, device=CPU)
     pool.write((2, 3, 4, 5), a, b, scale)
     got = pool.b[2:5].double().T @ pool.a[2:5].double()
     want = scale * b.double().T @ a.double()
@@ -191,9 +192,9 @@ def test_balancing_is_exact() -> None:
 
 
 def test_mismatched_shapes_are_named() -> None:
-    a, b = _pool(16, 8)
+    pool = _pool(16, 8)
     tables = _tables([[(1, 1.0)]])
     with pytest.raises(ValueError, match="tables hold 1 rows, x has 2"):
-        lora_linear(torch.randn(2, 3, 16), torch.randn(8, 16), None, a, b, tables)
+        lora_linear(torch.randn(2, 3, 16), torch.randn(8, 16), None, pool, tables)
     with pytest.raises(ValueError, match="expected"):
-        lora_linear(torch.randn(1, 3, 16), torch.randn(9, 16), None, a, b, tables)
+        lora_linear(torch.randn(1, 3, 16), torch.randn(9, 16), None, pool, tables)

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +192,10 @@ class Server:
         return self.app.runner
 
     def _keep(self, tables: Mapping[str, Tables]) -> None:
-        copies = {name: Tables(t.idx.clone(), t.scale.clone(), t.nrank.clone()) for name, t in tables.items()}
+        copies = {
+            name: replace(t, idx=t.idx.clone(), scale=t.scale.clone(), nrank=t.nrank.clone())
+            for name, t in tables.items()
+        }
         self.forwards.append(copies)
 
     def publish(self, adapters: Sequence[RandomAdapter]) -> None:

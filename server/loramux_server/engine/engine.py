@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loramux_kernels import Tables
-from loramux_kernels.pool import Entries
+from loramux_kernels import Entries, Impl, Tables
 from loramux_server.engine import pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
+from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.lora_layers import LayerGroup, wrap
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.sampling import ImageSampler, guide
@@ -69,13 +69,16 @@ class Engine:
         metrics: Metrics,
         *,
         pool_bytes: int,
+        impl: Impl = "reference",
         observer: Observer | None = None,
     ) -> None:
         self.base = base
         self._metrics = metrics
         self._observer = observer
         self._images: dict[ImageKey, _Image] = {}
-        self.groups = wrap({"unet": base.unet, "text_encoder": base.text_encoder})
+        self.groups = wrap({"unet": base.unet, "text_encoder": base.text_encoder}, impl)
+        if impl == "triton":
+            fuse_projections(base.unet)
         self.layout = Layout(
             base.name, {path: layer.spec for g in self.groups.values() for path, layer in g.layers.items()}
         )
@@ -193,16 +196,12 @@ class Engine:
 
 
 def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
-    """Number of different blends among the rows of a forward, read from the tables the op gets.
+    """Number of different blends among the rows of a forward, counted from the tables handed to the op.
 
     Two rows have one blend where all groups give them the same rank rows and scales; rows without any entry
     count as one blend.
     """
-    seen: set[tuple[object, ...]] = set()
-    lists = [(t.idx.tolist(), t.scale.tolist(), t.nrank.tolist()) for t in tables.values()]
-    for row in range(rows):
-        seen.add(tuple((*idx[row][: n[row]], *scale[row][: n[row]]) for idx, scale, n in lists))
-    return len(seen)
+    return len({tuple(table.entries[row] for table in tables.values()) for row in range(rows)})
 
 
 def _pool_rows(pool_bytes: int, groups: Iterable[LayerGroup]) -> int:
@@ -215,9 +214,9 @@ def _pool_rows(pool_bytes: int, groups: Iterable[LayerGroup]) -> int:
 
 def _entries(job: Job, lease: Lease, group: str) -> Entries:
     """(rank row, weight) pairs of the job's blend in one group: its adapters' rows one after another."""
-    return [
+    return tuple(
         (row, weighted.weight) for weighted in job.blend for row in lease.rows[weighted.version.digest].get(group, ())
-    ]
+    )
 
 
 def _touches(version: VersionRecord, component: str) -> bool:

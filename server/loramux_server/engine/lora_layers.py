@@ -5,7 +5,7 @@ weights, the layer groups they belong to and the layout they make up. It knows n
 rank rows are numbers here.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -13,19 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loramux_kernels import RankRowPool, RowAllocator, TableBank, Tables, lora_conv2d, lora_linear
-from loramux_kernels.pool import Entries
+from loramux_kernels import Entries, Impl, RankRowPool, RowAllocator, TableBank, Tables, lora_conv2d, lora_linear
 from loramux_store.layout import ModuleSpec
 
 
 class LayerGroup:
     """Layers that share row numbers and tables.
 
-    tables: what the next forward of these layers adds; None adds nothing and launches nothing.
+    impl: how its layers compute. tables: what the next forward of these layers adds; None adds nothing and
+    launches nothing.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, impl: Impl) -> None:
         self.name = name
+        self.impl: Impl = impl
         self.layers: dict[str, LoraLinear | LoraConv2d] = {}
         self.tables: Tables | None = None
 
@@ -43,13 +44,12 @@ class LayerGroup:
         """Writes one adapter's factors {module path: (a [r, K], b [r, N], scale)} into `rows` of every layer."""
         for path, layer in self.layers.items():
             if layer.pool is None:
-                layer.pool = RankRowPool(
-                    self.rows.size, layer.k, layer.n, dtype=layer.weight.dtype, device=layer.weight.device
-                )
+                layer.make_pool(self.rows.size)
+            pool = cast("RankRowPool", layer.pool)
             if path in factors:
-                layer.pool.write(rows, *factors[path])
+                pool.write(rows, *factors[path])
             else:
-                layer.pool.clear(rows)
+                pool.clear(rows)
 
     @contextmanager
     def adding(self, blends: Sequence[Entries]) -> Generator[Tables | None]:
@@ -71,6 +71,7 @@ class LoraLinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.group, self.pool = group, cast("RankRowPool | None", None)
         self.k, self.n = base.in_features, base.out_features
+        self.make_pool: Callable[[int], None] = lambda size: _make_pool(self, size)
 
     @property
     def spec(self) -> ModuleSpec:
@@ -81,7 +82,7 @@ class LoraLinear(nn.Linear):
         """input [rows, ..., K] to [rows, ..., N]."""
         if self.group.tables is None or self.pool is None:
             return F.linear(input, self.weight, self.bias)
-        return lora_linear(input, self.weight, self.bias, self.pool.a, self.pool.b, self.group.tables)
+        return lora_linear(input, self.weight, self.bias, self.pool, self.group.tables, impl=self.group.impl)
 
 
 class LoraConv2d(nn.Conv2d):
@@ -101,6 +102,7 @@ class LoraConv2d(nn.Conv2d):
         self.weight, self.bias = base.weight, base.bias
         self.group, self.pool = group, cast("RankRowPool | None", None)
         self.k, self.n = self.weight[0].numel(), base.out_channels
+        self.make_pool: Callable[[int], None] = lambda size: _make_pool(self, size)
 
     @property
     def spec(self) -> ModuleSpec:
@@ -115,12 +117,12 @@ class LoraConv2d(nn.Conv2d):
             input,
             self.weight,
             self.bias,
-            self.pool.a,
-            self.pool.b,
+            self.pool,
             self.group.tables,
             stride=cast("tuple[int, int]", self.stride),
             padding=cast("tuple[int, int]", self.padding),
             dilation=cast("tuple[int, int]", self.dilation),
+            impl=self.group.impl,
         )
 
 
@@ -142,7 +144,7 @@ def canonical_path(component: str, name: str) -> str:
     return f"{component}.text_model.{name}" if bare else f"{component}.{name}"
 
 
-def wrap(models: Mapping[str, nn.Module]) -> dict[str, LayerGroup]:
+def wrap(models: Mapping[str, nn.Module], impl: Impl = "reference") -> dict[str, LayerGroup]:
     """Replaces every Linear and Conv2d of {component: model} in place; gives the groups by name.
 
     Grouped and non-zero-padded convolutions have no rank-row form and stay as they are (Stable Diffusion
@@ -154,11 +156,16 @@ def wrap(models: Mapping[str, nn.Module]) -> dict[str, LayerGroup]:
             if not isinstance(layer, nn.Linear | nn.Conv2d) or not _adaptable(layer):
                 continue
             path = canonical_path(component, name)
-            group = groups.setdefault(group_of(path, layer), LayerGroup(group_of(path, layer)))
+            group = groups.setdefault(group_of(path, layer), LayerGroup(group_of(path, layer), impl))
             wrapped = LoraLinear(layer, group) if isinstance(layer, nn.Linear) else LoraConv2d(layer, group)
             model.set_submodule(name, wrapped)
             group.layers[path] = wrapped
     return groups
+
+
+def _make_pool(layer: LoraLinear | LoraConv2d, size: int) -> None:
+    weight = layer.weight
+    layer.pool = RankRowPool.zeros(size, layer.k, layer.n, dtype=weight.dtype, device=weight.device)
 
 
 def _adaptable(layer: nn.Linear | nn.Conv2d) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
-from loramux_kernels.pool import Entries
+from loramux_kernels import Entries
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.engine.pipeline import Base
 
