@@ -1,0 +1,97 @@
+"""The engine with the Triton kernels: interpreted on the CPU, a step of the tiny base end to end; and the setting."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loramux_kernels import ops
+from loramux_server.engine.fused_attention import FusedProjections
+from loramux_server.errors import BadSetting
+from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey
+
+EVERYTHING, ATTENTION, CONVOLUTION = (BlendEntry(name, 1.0) for name in ("everything", "attention", "convolution"))
+REQUESTS = [
+    GenerationRequest("a dog", seed=1, steps=1, blend=(EVERYTHING,)),
+    GenerationRequest("a dog", seed=1, steps=1, guidance_scale=1.0),
+    GenerationRequest("a red apple", seed=2, steps=1, guidance_scale=1.0, blend=(replace(ATTENTION, weight=-0.6),)),
+    GenerationRequest(
+        "a dog", seed=3, steps=1, guidance_scale=1.0, blend=(ATTENTION, replace(CONVOLUTION, weight=0.4))
+    ),
+]
+
+
+def stepped(server: Any, requests: list[GenerationRequest]) -> torch.Tensor:
+    """Final latents [pictures, 4, h, w] of one-step requests in one forward."""
+    engine = server.app.engine
+    jobs = [server.admission.admit(request) for request in requests]
+    for job in jobs:
+        engine.begin(job, engine.load(job).result())
+    results = engine.step([ImageKey(job.id, 0) for job in jobs])
+    return torch.cat([result.latents for result in results])
+
+
+@pytest.fixture
+def servers(
+    make_server: Callable[..., Any], three_adapters: Callable[..., Any], tiny_base: Path, tmp_path: Path
+) -> dict[str, Any]:
+    both = {impl: make_server(tiny_base, kernels=impl) for impl in ("reference", "triton")}
+    for server in both.values():
+        server.publish(three_adapters(tiny_base, tmp_path, 0.5))
+    return both
+
+
+def test_one_step_with_the_triton_kernels_is_that_of_the_reference(servers: dict[str, Any]) -> None:
+    want, got = (stepped(servers[impl], REQUESTS) for impl in ("reference", "triton"))
+    plain = stepped(servers["reference"], [replace(request, blend=()) for request in REQUESTS])
+    moved = [float((a - b).norm() / b.norm()) for a, b in zip(want, plain, strict=True)]
+    assert min(moved[0], *moved[2:]) > 0.02, "a blend does nothing"
+    # fp32 through some 60 layers: a few hundred roundings of 6e-8
+    assert float((got - want).norm() / want.norm()) < 2e-5
+    tables = servers["triton"].forwards[0]
+    assert {len(set(t.nrank.tolist())) for t in tables.values()} & {3, 4}, "the forward did not mix ranks"
+
+
+def test_without_adapters_nothing_of_triton_runs_and_no_bit_changes(servers: dict[str, Any]) -> None:
+    plain = [replace(request, blend=()) for request in REQUESTS[:2]]
+    for impl in servers:
+        stepped(servers[impl], [replace(REQUESTS[0], guidance_scale=1.0)])  # the pools are there
+    want, got = (stepped(servers[impl], plain) for impl in ("reference", "triton"))
+    assert torch.equal(got, want)
+
+
+def test_q_k_v_are_one_operation(servers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = servers["triton"].app.engine.base.unet
+    fused = [module for module in unet.modules() if isinstance(module, FusedProjections)]
+    assert [len(module._layers) for module in fused] == [3, 2] * (len(fused) // 2) and fused
+    calls: list[int] = []
+    launch = ops.import_module("loramux_kernels.triton.launch")
+    lora_qkv = launch.lora_qkv
+
+    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(len(rest[2].parts))
+        return lora_qkv(x, *rest)
+
+    monkeypatch.setattr(launch, "lora_qkv", counted)
+    stepped(servers["triton"], [replace(REQUESTS[2], prompt="a dog")])
+    assert sorted(calls) == sorted(len(module._layers) for module in fused)
+
+
+def test_forcing_triton_where_it_cannot_run_is_refused(
+    make_server: Callable[..., Any], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(BadSetting, match=r"kernels is 'triton': needs an NVIDIA card, .* the device is cpu"):
+        make_server(tiny_base, kernels="triton")
+    monkeypatch.setattr(ops, "find_spec", lambda name: None)
+    with pytest.raises(BadSetting, match="the package triton is not installed"):
+        make_server(tiny_base, kernels="triton")
+
+
+def test_the_choice_is_told(servers: dict[str, Any]) -> None:
+    for impl, server in servers.items():
+        labels = {"version": server.app.version, "base": server.app.engine.base.name, "device": "cpu", "kernels": impl}
+        assert server.app.metrics.registry.get_sample_value("loramux_build_info", labels) == 1
