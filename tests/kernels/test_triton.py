@@ -22,6 +22,7 @@ SHRINK = ShrinkTile(32, 64, 16, 4, 1)
 PLANS = {
     "split": Plan("split", GemmTile(64, 32, 64, 16, 4, 1), SHRINK),
     "split in wide steps": Plan("split", GemmTile(32, 64, 32, 32, 4, 1), ShrinkTile(64, 32, 64, 4, 1)),
+    "split in one step": Plan("split", GemmTile(32, 32, 64, 64, 4, 1), ShrinkTile(32, 64, 64, 4, 1)),
     "single": Plan("single", GemmTile(32, 64, 64, 16, 4, 1), None),
     "vendor": Plan("vendor", ExpandTile(32, 64, 16, 4), SHRINK),
 }
@@ -40,7 +41,7 @@ def run(case: Linear, plan: Plan) -> torch.Tensor:
 
 
 def blends_of(plan: str) -> tuple:
-    return NARROW if plan == "single" else MIXED
+    return NARROW if plan in ("single", "split in one step") else MIXED
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

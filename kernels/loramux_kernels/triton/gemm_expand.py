@@ -59,6 +59,27 @@ def multiply(
 
 
 @triton.jit
+def expand_step(
+    acc,
+    s_ptr,  # of the batch row and part, [M, S_WIDTH]
+    b_ptr,  # of the part, [P, N]
+    rank_rows,  # [BLOCK_R]
+    first,
+    m,
+    n,
+    M,
+    N,
+    S_WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """acc + S[m] B_pool[rank_rows][:, n], S from column `first` on."""
+    r = first + tl.arange(0, BLOCK_R)
+    s = tl.load(s_ptr + m[:, None] * S_WIDTH + r[None, :], mask=m[:, None] < M, other=0.0)
+    b = tl.load(b_ptr + rank_rows[:, None] * N + n[None, :], mask=n[None, :] < N, other=0.0)
+    return tl.dot(s, b, acc, input_precision="ieee")
+
+
+@triton.jit
 def expand_rows(
     acc,
     s_ptr,  # of the batch row and part, [M, S_WIDTH]
@@ -74,11 +95,8 @@ def expand_rows(
 ):
     """acc + S[m] B_pool[idx][:, n] over the first nrank rank rows."""
     for first in range(0, nrank, BLOCK_R):
-        r = first + tl.arange(0, BLOCK_R)
-        rank_rows = tl.load(idx_ptr + r).to(tl.int64)
-        s = tl.load(s_ptr + m[:, None] * S_WIDTH + r[None, :], mask=m[:, None] < M, other=0.0)
-        b = tl.load(b_ptr + rank_rows[:, None] * N + n[None, :], mask=n[None, :] < N, other=0.0)
-        acc = tl.dot(s, b, acc, input_precision="ieee")
+        rank_rows = tl.load(idx_ptr + first + tl.arange(0, BLOCK_R)).to(tl.int64)
+        acc = expand_step(acc, s_ptr, b_ptr, rank_rows, first, m, n, M, N, S_WIDTH, BLOCK_R)
     return acc
 
 
@@ -123,6 +141,12 @@ def _gemm_expand_kernel(
     n = tile_n % part_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     w_ptr += part.to(tl.int64) * N * K
     x_ptr += row.to(tl.int64) * M * K
+    s_ptr += row.to(tl.int64) * M * (PARTS * R) + part * R
+    b_ptr += part.to(tl.int64) * B_PART
+    idx_ptr += row * R
+    nrank = tl.load(nrank_ptr + row)
+    if R == BLOCK_R:  # one step: its rows are looked up before the K loop, which hides the way to them
+        rank_rows = tl.load(idx_ptr + tl.arange(0, BLOCK_R)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if INPUT_SCALES:
         d_ptr += row.to(tl.int64) * M * K
@@ -141,10 +165,11 @@ def _gemm_expand_kernel(
     if INPUT_SCALES:
         if tl.load(h_count_ptr + row) > 0:
             acc = multiply(acc, d_ptr, w_ptr, m, n, M, N, K, EVEN_K, BLOCK_K)
-    s_ptr += row.to(tl.int64) * M * (PARTS * R) + part * R
-    b_ptr += part.to(tl.int64) * B_PART
-    nrank = tl.load(nrank_ptr + row)
-    acc = expand_rows(acc, s_ptr, b_ptr, idx_ptr + row * R, nrank, m, n, M, N, PARTS * R, BLOCK_R)
+    if R == BLOCK_R:
+        if nrank > 0:
+            acc = expand_step(acc, s_ptr, b_ptr, rank_rows, 0, m, n, M, N, PARTS * R, BLOCK_R)
+    else:
+        acc = expand_rows(acc, s_ptr, b_ptr, idx_ptr, nrank, m, n, M, N, PARTS * R, BLOCK_R)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + part * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     y_ptrs = y_ptr + row.to(tl.int64) * M * (PARTS * N) + m[:, None] * (PARTS * N) + (part * N + n)[None, :]
