@@ -6,6 +6,7 @@ adapter, no request and no model. Importable without triton and without a GPU.
 
 from loramux_kernels.ops import Impl, check_impl, default_impl, lora_conv2d, lora_linear, lora_qkv
 from loramux_kernels.pool import FusedPool, PoolFull, RankRowPool, RowAllocator
+from loramux_kernels.self_test import self_test
 from loramux_kernels.tables import MAX_ROW_RANK, R_CLASSES, Entries, TableBank, Tables, class_of
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "lora_conv2d",
     "lora_linear",
     "lora_qkv",
+    "self_test",
 ]

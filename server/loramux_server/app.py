@@ -22,7 +22,7 @@ from loramux.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
 )
-from loramux_kernels import Impl, check_impl, default_impl
+from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine.engine import Engine, Observer
 from loramux_server.engine.pipeline import Base, load_base
@@ -74,7 +74,7 @@ class App:
         self.version = package_version("loramux")
         self.metrics = Metrics()
         base = _load(settings)
-        impl = _impl(settings.kernels, base.device)
+        impl = _impl(settings.kernels, base.device, base.unet.dtype)
         self.store = Store.open(settings.store)
         self.engine = Engine(
             base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, impl=impl, observer=observer
@@ -159,17 +159,20 @@ def _load(settings: Settings) -> Base:
     return load_base(folder, folder.resolve().name, torch.device(device))
 
 
-def _impl(kernels: str, device: torch.device) -> Impl:
-    """The implementation of the adapter arithmetic that was asked for.
+def _impl(kernels: str, device: torch.device, dtype: torch.dtype) -> Impl:
+    """The implementation of the adapter arithmetic that was asked for, once it was seen to work on the device.
 
     Raises:
-        BadSetting: where it cannot run on the device.
+        BadSetting: where it cannot run there or computes something else.
     """
     impl = default_impl(device) if kernels == "auto" else cast("Impl", kernels)
     try:
         check_impl(impl, device)
-    except ValueError as error:
-        raise BadSetting(f"kernels is {kernels!r}: {error}") from error
+        if impl != "reference":
+            self_test(impl, device, dtype)
+    except Exception as error:  # a compiler's or a driver's, of many kinds
+        raise BadSetting(f"kernels is {kernels!r}: {error}; --kernels reference does without them") from error
+    _log.info("kernels", implementation=impl, device=str(device))
     return impl
 
 

@@ -3,7 +3,8 @@
 Takes an architecture and the sizes of a call; gives the plan of the first line that fits. It knows no
 tensors and no triton. The numbers in the columns m, n, k and r are upper bounds, `*` is none:
 
-    arch      sm_80 and so on, or `interpreter`; a newer card takes the lines of the newest older one
+    arch      sm_80 and so on, or `interpreter`; a card without lines takes those of its like or of the newest
+              older one
     bits      width of a value: 16 (fp16 and bf16) or 32
     op        linear (also q, k, v in one: n is then their sum) or conv (k is Cin, m output pixels)
     m         activations of all batch rows together
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+_LIKE = {"sm_120": "sm_89", "sm_121": "sm_89"}  # 99 KiB of shared memory, where the older sm_90 has 227
 TABLE = Path(__file__).with_name("dispatch.csv")
 COLUMNS = ("arch", "bits", "op", "m", "n", "k", "r", "variant", "tile", "shrink", "evidence")
 
@@ -151,8 +153,9 @@ def _lines_of(arch: str) -> tuple[Line, ...]:
 
 
 def _listed(arch: str) -> str:
-    """The architecture itself where it is listed, else the newest older one."""
+    """The architecture itself where it is listed, else its like or the newest older one."""
     known = {line.arch for line in table()}
+    arch = _LIKE.get(arch, arch)
     if arch in known or not arch.startswith("sm_"):
         return arch
     older = [int(name[3:]) for name in known if name.startswith("sm_") and int(name[3:]) < int(arch[3:])]
