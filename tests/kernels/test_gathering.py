@@ -1,0 +1,84 @@
+"""The reference's factors lie side by side: views where they can be, otherwise gathered once for each composition."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loramux_kernels import RankRowPool, TableBank, Tables, lora_linear
+
+CPU = torch.device("cpu")
+SIZE = 64
+
+
+def pool_of(k: int = 8, n: int = 6) -> RankRowPool:
+    pool = RankRowPool(torch.randn(SIZE, k), torch.randn(SIZE, n))
+    pool.a[0] = pool.b[0] = 0
+    return pool
+
+
+def tables_of(rows: Sequence[Sequence[int]], scale: float = 1.0) -> Tables:
+    tables = TableBank(CPU).write([[(row, scale) for row in lists] for lists in rows])
+    assert tables is not None
+    return tables
+
+
+@pytest.fixture
+def gathers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of every gather."""
+    counts: list[int] = []
+    gather = RankRowPool._gather
+
+    def counted(pool: RankRowPool, index: torch.Tensor) -> None:
+        counts.append(len(index))
+        gather(pool, index)
+
+    monkeypatch.setattr(RankRowPool, "_gather", counted)
+    return counts
+
+
+def test_one_adapter_whose_rows_adjoin_is_a_view(gathers: list[int]) -> None:
+    pool, tables = pool_of(), tables_of([[5, 6, 7], [5, 6, 7]])
+    a, b = pool.gathered(tables.composition)
+    assert a.shape == (1, 3, 8) and b.shape == (1, 3, 6)
+    assert a.data_ptr() == pool.a[5].data_ptr() and b.data_ptr() == pool.b[5].data_ptr()
+    assert gathers == []
+
+
+def test_a_composition_is_gathered_once_and_again_only_when_it_or_the_pool_changes(gathers: list[int]) -> None:
+    pool, x, w0 = pool_of(), torch.randn(4, 3, 8), torch.randn(6, 8)
+    blends = [[5, 6, 9], [5, 6, 9], [2], [2]]
+    for scale in (1.0, -0.3, 0.7):  # another weight is no other composition
+        lora_linear(x, w0, None, pool, tables_of(blends, scale))
+    assert gathers == [6]  # a list for each run of rows, of the longest one's length
+    place = pool.gathered(tables_of(blends).composition)[0].data_ptr()
+    before = lora_linear(x, w0, None, pool, tables_of(blends))
+    pool.write((5, 6), torch.randn(2, 8), torch.randn(2, 6), 1.0)
+    after = lora_linear(x, w0, None, pool, tables_of(blends))
+    assert gathers == [6, 6] and not torch.equal(before[0], after[0]) and torch.equal(before[2], after[2])
+    pool.gathered(tables_of([[1], [3]]).composition)
+    assert gathers == [6, 6, 2]
+    assert pool.gathered(tables_of(blends).composition)[0].data_ptr() == place, "the buffer is another one"
+
+
+def test_a_composition_larger_than_the_pool_is_not_kept(gathers: list[int]) -> None:
+    pool = pool_of()
+    tables = tables_of([[row, *range(2, 34)] for row in (40, 50)])
+    a, _ = pool.gathered(tables.composition)
+    assert torch.equal(a[1, 0], pool.a[50]) and gathers == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(1, SIZE - 1), max_size=20, unique=True), min_size=1, max_size=6))
+def test_every_row_gets_its_own_factors(blends: list[list[int]]) -> None:
+    if not any(blends):
+        return
+    pool, tables = pool_of(), tables_of(blends)
+    a, b = pool.gathered(tables.composition)
+    each = len(blends) // len(tables.composition)
+    for i, rows in enumerate(blends):
+        got_a, got_b = a[i // each], b[i // each]
+        assert torch.equal(got_a[: len(rows)], pool.a[rows]) and torch.equal(got_b[: len(rows)], pool.b[rows])
+        assert not got_a[len(rows) :].any() and not got_b[len(rows) :].any()
