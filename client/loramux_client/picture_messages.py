@@ -6,7 +6,7 @@ know channels or calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Unpack
 
 from google.protobuf.message import Message
@@ -22,8 +22,19 @@ SAMPLERS: dict[str, pb.Sampler] = {
     "euler": pb.SAMPLER_EULER,
     "euler-a": pb.SAMPLER_EULER_ANCESTRAL,
     "dpmpp-2m": pb.SAMPLER_DPMPP_2M,
+    "heun": pb.SAMPLER_HEUN,
+    "dpmpp-2m-sde": pb.SAMPLER_DPMPP_2M_SDE,
+    "dpmpp-sde": pb.SAMPLER_DPMPP_SDE,
+    "unipc": pb.SAMPLER_UNIPC,
+    "lcm": pb.SAMPLER_LCM,
+}
+SIGMA_SCHEDULES: dict[str, pb.SigmaSchedule] = {
+    "karras": pb.SIGMA_SCHEDULE_KARRAS,
+    "exponential": pb.SIGMA_SCHEDULE_EXPONENTIAL,
+    "beta": pb.SIGMA_SCHEDULE_BETA,
 }
 _SAMPLER_NAMES: dict[int, str] = {number: name for name, number in SAMPLERS.items()}
+_SIGMA_NAMES: dict[int, str] = {number: name for name, number in SIGMA_SCHEDULES.items()}
 _FORMAT_NAMES: dict[int, str] = {pb.IMAGE_FORMAT_PNG: "png"}
 
 
@@ -60,23 +71,37 @@ def generate_request(prompt: str, **asking: Unpack[pictures.Asking]) -> pb.Gener
         if use.weight is not None:
             set_field(entry, "weight", use.weight, where)
     rest.pop("adapters", None)
-    if sampler := rest.pop("sampler", None):
-        set_field(request, "sampler", _sampler_number(str(sampler)))
+    for field, numbers in (("sampler", SAMPLERS), ("sigma_schedule", SIGMA_SCHEDULES)):
+        if name := rest.pop(field, None):
+            set_field(request, field, _number(field, str(name), numbers))
+    _set_timesteps(request, asking.get("timesteps", ()))
+    rest.pop("timesteps", None)
     for field, value in rest.items():
         if value is not None:
             set_field(request, field, value)
     return request
 
 
-def _sampler_number(name: str) -> pb.Sampler:
-    if name in SAMPLERS:
-        return SAMPLERS[name]
-    expected = f"expected one of {', '.join(SAMPLERS)}"
+def _number(field: str, name: str, numbers: Mapping[str, int]) -> int:
+    if name in numbers:
+        return numbers[name]
+    expected = f"expected one of {', '.join(numbers)}"
     raise InvalidArgument(
-        f"sampler {name!r} is not known; {expected}",
+        f"{field} {name!r} is not known; {expected}",
         reason="UNSENDABLE",
-        violations=[Violation("sampler", expected)],
+        violations=[Violation(field, expected)],
     )
+
+
+def _set_timesteps(request: pb.GenerateRequest, timesteps: Sequence[int]) -> None:
+    try:
+        request.timesteps.extend(timesteps)
+    except (TypeError, ValueError) as wrong:
+        raise InvalidArgument(
+            f"timesteps cannot be {timesteps!r}: {wrong}",
+            reason="UNSENDABLE",
+            violations=[Violation("timesteps", str(wrong))],
+        ) from None
 
 
 def read_sampler(number: int) -> str:
@@ -90,8 +115,11 @@ def read_applied(message: pb.Applied) -> pictures.Applied:
         adapters=tuple(pictures.AppliedAdapter(a.adapter, a.version, a.digest, a.weight) for a in message.adapters),
         seed=message.seed,
         sampler=read_sampler(message.sampler),
+        sigma_schedule=_SIGMA_NAMES.get(message.sigma_schedule),
         steps=message.steps,
+        timesteps=tuple(message.timesteps),
         guidance_scale=message.guidance_scale,
+        guidance_rescale=message.guidance_rescale,
         width=message.width,
         height=message.height,
         base_digest=message.base_digest,

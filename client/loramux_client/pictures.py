@@ -11,7 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, TypedDict
 
-Sampler = Literal["ddim", "pndm", "euler", "euler-a", "dpmpp-2m"]
+Sampler = Literal["ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "heun", "dpmpp-2m-sde", "dpmpp-sde", "unipc", "lcm"]
+SigmaSchedule = Literal["karras", "exponential", "beta"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,13 @@ class Asking(TypedDict, total=False):
     """{"ink": 0.8}, or a sequence of Use("ink@3", weight) and names."""
     negative_prompt: str
     sampler: Sampler
+    sigma_schedule: SigmaSchedule
+    """Spread of noise levels; not every sampler takes every one."""
     steps: int
+    timesteps: Sequence[int]
+    """Instead of steps: the timesteps themselves, falling; not every sampler takes them."""
     guidance_scale: float
+    guidance_rescale: float
     seed: int
     """Of the first picture; picture i has seed + i."""
     num_images: int
@@ -71,8 +77,11 @@ class Applied:
     adapters: tuple[AppliedAdapter, ...]
     seed: int
     sampler: str
+    sigma_schedule: str | None
     steps: int
+    timesteps: tuple[int, ...]
     guidance_scale: float
+    guidance_rescale: float
     width: int
     height: int
     base_digest: str

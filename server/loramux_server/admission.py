@@ -13,13 +13,14 @@ from typing import TypeVar
 
 from loramux_kernels import MAX_ROW_RANK
 from loramux_server.errors import Incompatible, InvalidRequest, Violation
-from loramux_server.requests import BlendEntry, GenerationRequest, Job, Sampler, Weighted
+from loramux_server.requests import BlendEntry, GenerationRequest, Job, Sampler, Sampling, SigmaSchedule, Weighted
 from loramux_store.record import VersionRecord
 from loramux_store.store import Store
 
 T = TypeVar("T")
 
 MAX_STEPS = 200
+TIMESTEPS = 1000  # of the noise schedule that Stable Diffusion was trained with
 MAX_GUIDANCE = 50.0
 MAX_IMAGES = 16
 MAX_ENTRIES = 32
@@ -47,12 +48,23 @@ class BaseFacts:
 
 
 class Admission:
-    """Turns requests into jobs. check_blend: refuses versions that can never fit the pool together."""
+    """Turns requests into jobs.
 
-    def __init__(self, store: Store, base: BaseFacts, check_blend: Callable[[Sequence[VersionRecord]], None]) -> None:
+    check_blend: refuses versions that can never fit the pool together; check_sampling: what a sampler cannot do on
+    this base.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        base: BaseFacts,
+        check_blend: Callable[[Sequence[VersionRecord]], None],
+        check_sampling: Callable[[Sampling], Sequence[Violation]],
+    ) -> None:
         self._store = store
         self.base = base
         self._check_blend = check_blend
+        self._check_sampling = check_sampling
 
     def admit(self, request: GenerationRequest) -> Job:
         """The request as a job.
@@ -63,7 +75,7 @@ class Admission:
             Incompatible: an adapter of another layout, or a blend that can never fit.
         """
         job = self._settle(request)
-        violations = _violations(request, job, self.base)
+        violations = _violations(request, job, self.base) or self._check_sampling(job.sampling)
         if violations:
             raise InvalidRequest(tuple(violations))
         blend = tuple(self._weighted(entry) for entry in request.blend)
@@ -79,9 +91,14 @@ class Admission:
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             blend=(),
-            sampler=_either(request.sampler, base.sampler),
-            steps=_either(request.steps, base.steps),
-            guidance_scale=_either(request.guidance_scale, base.guidance_scale),
+            sampling=Sampling(
+                sampler=_either(request.sampler, base.sampler),
+                steps=_either(request.steps, len(request.timesteps) or base.steps),
+                sigma_schedule=request.sigma_schedule,
+                timesteps=request.timesteps,
+                guidance_scale=_either(request.guidance_scale, base.guidance_scale),
+                guidance_rescale=_either(request.guidance_rescale, 0.0),
+            ),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             num_images=_either(request.num_images, 1),
             width=_either(request.width, base.side),
@@ -108,8 +125,10 @@ def _either(value: T | None, default: T) -> T:
 
 def _violations(request: GenerationRequest, job: Job, base: BaseFacts) -> list[Violation]:
     found = [
-        _range("steps", job.steps, 1, MAX_STEPS),
-        _range("guidance_scale", job.guidance_scale, 0, MAX_GUIDANCE),
+        _range("steps", job.sampling.steps, 1, MAX_STEPS),
+        _range("guidance_scale", job.sampling.guidance_scale, 0, MAX_GUIDANCE),
+        _range("guidance_rescale", job.sampling.guidance_rescale, 0, 1),
+        *_timesteps(request),
         _range("seed", job.seed, 0, MAX_SEED - MAX_IMAGES),
         _range("num_images", job.num_images, 1, MAX_IMAGES),
         _size("width", job.width, base),
@@ -132,6 +151,22 @@ def _range(field: str, value: float, low: float, high: float) -> Violation | Non
     if math.isfinite(value) and low <= value <= high:
         return None
     return Violation(field, f"is {value}, expected {low} to {high}")
+
+
+def _timesteps(request: GenerationRequest) -> list[Violation]:
+    given = request.timesteps
+    if not given:
+        return []
+    found: list[Violation] = []
+    if list(given) != sorted(set(given), reverse=True) or not 0 <= given[-1] <= given[0] < TIMESTEPS:
+        found.append(Violation("timesteps", f"are {list(given)}, expected falling numbers from 0 to {TIMESTEPS - 1}"))
+    if len(given) > MAX_STEPS:
+        found.append(Violation("timesteps", f"are {len(given)}, expected at most {MAX_STEPS}"))
+    if request.steps not in (None, len(given)):
+        found.append(Violation("steps", f"is {request.steps}, expected none beside {len(given)} timesteps"))
+    if request.sigma_schedule != SigmaSchedule.BASE:
+        found.append(Violation("sigma_schedule", f"is {request.sigma_schedule}, expected none beside timesteps"))
+    return found
 
 
 def _size(field: str, value: int, base: BaseFacts) -> Violation | None:

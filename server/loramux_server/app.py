@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from loramux.v1 import (
 )
 from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server.admission import Admission, BaseFacts
+from loramux_server.engine import sampling
 from loramux_server.engine.engine import Engine, Observer
 from loramux_server.engine.pipeline import Base, load_base
 from loramux_server.errors import BadSetting
@@ -84,7 +86,12 @@ class App:
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, settings.max_rows), self.metrics)
-        self.admission = Admission(self.store, _facts(self.engine, layout, settings), self.engine.adapters.check)
+        self.admission = Admission(
+            self.store,
+            _facts(self.engine, layout, settings),
+            check_blend=self.engine.adapters.check,
+            check_sampling=partial(sampling.violations, scheduler_config=base.scheduler_config),
+        )
         self.metrics.build_info.labels(self.version, base.name, str(base.device), impl).set(1)
         self._ready = False
 

@@ -19,6 +19,7 @@ from loramux_server.requests import (
     Job,
     Queued,
     Sampler,
+    SigmaSchedule,
     Started,
     Stepped,
     Timings,
@@ -39,7 +40,19 @@ SAMPLERS = {
     generation_pb2.SAMPLER_EULER: Sampler.EULER,
     generation_pb2.SAMPLER_EULER_ANCESTRAL: Sampler.EULER_ANCESTRAL,
     generation_pb2.SAMPLER_DPMPP_2M: Sampler.DPMPP_2M,
+    generation_pb2.SAMPLER_HEUN: Sampler.HEUN,
+    generation_pb2.SAMPLER_DPMPP_2M_SDE: Sampler.DPMPP_2M_SDE,
+    generation_pb2.SAMPLER_DPMPP_SDE: Sampler.DPMPP_SDE,
+    generation_pb2.SAMPLER_UNIPC: Sampler.UNIPC,
+    generation_pb2.SAMPLER_LCM: Sampler.LCM,
 }
+_SIGMA_SCHEDULES = {
+    generation_pb2.SIGMA_SCHEDULE_UNSPECIFIED: SigmaSchedule.BASE,
+    generation_pb2.SIGMA_SCHEDULE_KARRAS: SigmaSchedule.KARRAS,
+    generation_pb2.SIGMA_SCHEDULE_EXPONENTIAL: SigmaSchedule.EXPONENTIAL,
+    generation_pb2.SIGMA_SCHEDULE_BETA: SigmaSchedule.BETA,
+}
+_SIGMA_NUMBERS = {schedule: number for number, schedule in _SIGMA_SCHEDULES.items()}
 _SAMPLER_NUMBERS = {sampler: number for number, sampler in SAMPLERS.items()}
 _FORMATS = (generation_pb2.IMAGE_FORMAT_UNSPECIFIED, generation_pb2.IMAGE_FORMAT_PNG)
 
@@ -55,6 +68,8 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
         sampler = SAMPLERS.get(message.sampler)
         if sampler is None:
             raise _unknown("sampler", message.sampler, sorted(SAMPLERS))
+    if message.sigma_schedule not in _SIGMA_SCHEDULES:
+        raise _unknown("sigma_schedule", message.sigma_schedule, sorted(_SIGMA_SCHEDULES))
     if message.image_format not in _FORMATS:
         raise _unknown("image_format", message.image_format, _FORMATS)
     return GenerationRequest(
@@ -65,8 +80,11 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
             for entry in message.blend.entries
         ),
         sampler=sampler,
+        sigma_schedule=_SIGMA_SCHEDULES[message.sigma_schedule],
         steps=message.steps if message.HasField("steps") else None,
+        timesteps=tuple(message.timesteps),
         guidance_scale=message.guidance_scale if message.HasField("guidance_scale") else None,
+        guidance_rescale=message.guidance_rescale if message.HasField("guidance_rescale") else None,
         seed=message.seed if message.HasField("seed") else None,
         num_images=message.num_images if message.HasField("num_images") else None,
         width=message.width if message.HasField("width") else None,
@@ -87,9 +105,12 @@ def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Ap
             for weighted in job.blend
         ],
         seed=job.seed,
-        sampler=_SAMPLER_NUMBERS[job.sampler],
-        steps=job.steps,
-        guidance_scale=job.guidance_scale,
+        sampler=_SAMPLER_NUMBERS[job.sampling.sampler],
+        steps=job.sampling.steps,
+        sigma_schedule=_SIGMA_NUMBERS[job.sampling.sigma_schedule],
+        timesteps=job.sampling.timesteps,
+        guidance_scale=job.sampling.guidance_scale,
+        guidance_rescale=job.sampling.guidance_rescale,
         width=job.width,
         height=job.height,
         base_digest=base.digest,

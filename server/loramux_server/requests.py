@@ -18,6 +18,20 @@ class Sampler(StrEnum):
     EULER = "euler"
     EULER_ANCESTRAL = "euler-a"
     DPMPP_2M = "dpmpp-2m"
+    HEUN = "heun"
+    DPMPP_2M_SDE = "dpmpp-2m-sde"
+    DPMPP_SDE = "dpmpp-sde"
+    UNIPC = "unipc"
+    LCM = "lcm"
+
+
+class SigmaSchedule(StrEnum):
+    """How noise levels are spread over the steps; BASE is what the base's own configuration says."""
+
+    BASE = "base"
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    BETA = "beta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +50,11 @@ class GenerationRequest:
     negative_prompt: str = ""
     blend: tuple[BlendEntry, ...] = ()
     sampler: Sampler | None = None
+    sigma_schedule: SigmaSchedule = SigmaSchedule.BASE
     steps: int | None = None
+    timesteps: tuple[int, ...] = ()
     guidance_scale: float | None = None
+    guidance_rescale: float | None = None
     seed: int | None = None
     num_images: int | None = None
     width: int | None = None
@@ -53,6 +70,18 @@ class Weighted:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How noise becomes a picture. timesteps: where they were given, `steps` is their number."""
+
+    sampler: Sampler
+    steps: int
+    sigma_schedule: SigmaSchedule = SigmaSchedule.BASE
+    timesteps: tuple[int, ...] = ()
+    guidance_scale: float = 1.0
+    guidance_rescale: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """An admitted request: every field settled, every adapter resolved to an immutable version."""
 
@@ -60,9 +89,7 @@ class Job:
     prompt: str
     negative_prompt: str
     blend: tuple[Weighted, ...]
-    sampler: Sampler
-    steps: int
-    guidance_scale: float
+    sampling: Sampling
     seed: int
     num_images: int
     width: int
@@ -71,7 +98,7 @@ class Job:
     @property
     def guided(self) -> bool:
         """Whether a picture has an unconditional row beside its conditional one."""
-        return self.guidance_scale > 1
+        return self.sampling.guidance_scale > 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,7 @@ async def test_a_refusal_is_one_line_and_one_for_each_violation(
         ["bogus"],
         ["generate"],
         ["generate", "x", "--adapter", "ink=much"],
-        ["generate", "x", "--sampler", "heun"],
+        ["generate", "x", "--sampler", "plms"],
         ["generate", "x", "--steps", "many"],
         ["adapters", "push", "f", "--label", "nothing"],
         ["adapters", "bogus"],

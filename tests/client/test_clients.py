@@ -79,6 +79,14 @@ async def test_generate_sends_everything_and_reads_everything(ask: Any, server: 
     assert made.timings.total == 6
 
 
+async def test_how_noise_falls_may_be_asked(ask: Any, server: Any) -> None:
+    made = await ask("generate", "", sigma_schedule="karras", timesteps=(999, 40), guidance_rescale=0.5)
+    (request,) = server.requests
+    assert request.sigma_schedule == generation_pb2.SIGMA_SCHEDULE_KARRAS
+    assert list(request.timesteps) == [999, 40] and request.guidance_rescale == 0.5
+    assert made.applied.sigma_schedule is None and made.applied.timesteps == ()
+
+
 async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
     await ask("generate", "", adapters={"ink": 0.8, "noto": None})
     first, second = server.requests[0].blend.entries
@@ -91,7 +99,9 @@ async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
     [
         ({"steps": 2**40}, "steps"),
         ({"seed": 1.5}, "seed"),
-        ({"sampler": "heun"}, "sampler"),
+        ({"sampler": "plms"}, "sampler"),
+        ({"sigma_schedule": "uniform"}, "sigma_schedule"),
+        ({"timesteps": [1.5]}, "timesteps"),
         ({"adapters": [Use("a"), Use("b", "much")]}, "blend.entries[1].weight"),  # pyright: ignore[reportArgumentType]
     ],
 )

@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from loramux_server.bench.harness import Row, ratio
+from loramux_server.bench import cli, gpu, kernels, shapes
+from loramux_server.bench.harness import Row, medians, ratio, report
+from loramux_server.bench.shapes import LayerShape
 
 
 @pytest.mark.parametrize(
@@ -23,10 +27,83 @@ def test_a_ratio_runs_both_sides_in_turn() -> None:
     assert calls == ["a", "b"] * 6
 
 
-@pytest.mark.parametrize("name", ["kernels", "overhead", pytest.param("store", marks=pytest.mark.long), "engine"])
+def test_medians_go_on_until_the_time_is_spent() -> None:
+    calls: list[str] = []
+    taken = medians({"a": lambda: calls.append("a")}, 2, lambda call: (call(), 0.3)[1], seconds=1.0, warm=True)
+    assert taken == {"a": 0.3} and calls == ["a"] * 4
+
+
+def test_an_absent_package_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loramux_server.bench.harness._PACKAGES", ("torch", "no-such-package"))
+    versions = report("", [])["versions"]
+    assert isinstance(versions, dict) and versions["torch"] and versions["no-such-package"] is None
+
+
+SMALL = [LayerShape(shapes.SD15, "attn", 8, 24, 32, 32, 3, 3), LayerShape(shapes.SD15, "kv", 2, 7, 48, 32, 2, 2)]
+
+
+def test_every_side_of_a_layer_is_timed_and_summed() -> None:
+    """On layers much smaller than those that the command measures."""
+    setting = kernels.Setting(2, torch.device("cpu"), torch.float32, rounds=1, seconds=0)
+    rows = kernels.measure_at(setting, [SMALL])
+    assert all(row.value > 0 for row in rows)
+    summed = {row.name.rsplit(", ", 1)[1]: row.bound for row in rows if "all 10 transformer linears" in row.name}
+    for rank, bound in (("R16", "<=1.10"), ("R48", "<=1.25")):
+        assert summed[f"{rank}: reference / base"] == bound
+        assert summed[f"{rank}: reference / PEFT"] == "<=1"
+        assert summed[f"{rank}: unfused / base"] == ""
+    assert sum("attn x8" in row.name for row in rows) == 7
+
+
+def test_without_peft_its_rows_are_absent_with_a_note(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loramux_server.bench.kernels.find_spec", lambda name: None)
+    setting = kernels.Setting(2, torch.device("cpu"), torch.float32, rounds=1, seconds=0)
+    rows = kernels.measure_at(setting, [SMALL[:1]])
+    assert not any("PEFT" in row.name for row in rows) and "PEFT is not installed" in caplog.text
+
+
+def test_layers_count_as_often_as_a_forward_meets_them() -> None:
+    times = {SMALL[0].size: {"base": 2.0}, SMALL[1].size: {"base": 5.0}}
+    assert kernels.total(SMALL, times, "base") == 8 * 2 + 2 * 5
+
+
+def test_what_a_time_limit_or_an_error_leaves_out_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+
+    def broken() -> list[Row]:
+        raise RuntimeError("out of memory")
+
+    parts = [("bad", broken), ("good", lambda: [Row("x", 1, "x")])]
+    assert gpu.measure(file, 60, parts, {"card": "none"}) is False
+    told = json.loads(file.read_text())
+    assert told["machine"]["card"] == "none" and [row["name"] for row in told["rows"]] == ["x"]
+    assert told["machine"]["not measured"] == {"bad": "RuntimeError: out of memory"}
+    assert gpu.measure(file, 0, parts, {}) is True
+    assert json.loads(file.read_text())["machine"]["not measured"].keys() == {"bad", "good"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_there_is_nothing_to_tune(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.bench("tune") == 2
+    assert "NVIDIA card" in capsys.readouterr().err
+    assert gpu.main(["check"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("kernels", marks=pytest.mark.long),
+        "overhead",
+        pytest.param("store", marks=pytest.mark.long),
+        "engine",
+    ],
+)
 def test_one_json_object(name: str) -> None:
     command = [sys.executable, "-m", "loramux_client.cli", "bench", name, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told.keys() == {"machine", "versions", "command", "rows"}

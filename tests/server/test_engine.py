@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from loramux_server.errors import Draining, Incompatible, InvalidRequest, PictureFailed
-from loramux_server.requests import BlendEntry, GenerationRequest, Stepped
+from loramux_server.requests import BlendEntry, GenerationRequest, Sampler, SigmaSchedule, Stepped
 from loramux_store.errors import DataLoss, NotFound
 from loramux_store.record import UploadSpec
 
@@ -75,7 +75,8 @@ def test_a_damaged_blob_fails_the_request_that_needs_it(server: Any) -> None:
 
 def test_fields_left_open_take_the_bases_values(server: Any) -> None:
     job = server.admission.admit(GenerationRequest("a dog"))
-    assert (job.width, job.height, job.steps, job.num_images, job.guidance_scale) == (32, 32, 20, 1, 7.5)
+    assert (job.width, job.height, job.num_images) == (32, 32, 1)
+    assert (job.sampling.steps, job.sampling.guidance_scale, job.sampling.sampler) == (20, 7.5, Sampler.DPMPP_2M)
     assert job.seed != server.admission.admit(GenerationRequest("a dog")).seed
 
 
@@ -83,6 +84,30 @@ def test_every_field_at_fault_is_named_at_once(server: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         server.admission.admit(GenerationRequest("a dog", steps=0, width=7, seed=-1, guidance_scale=float("inf")))
     assert [v.field for v in caught.value.violations] == ["steps", "guidance_scale", "seed", "width"]
+
+
+@pytest.mark.parametrize(
+    "asked,field,said",
+    [
+        ({"sigma_schedule": SigmaSchedule.KARRAS}, "sigma_schedule", "is karras, ddim takes only base"),
+        ({"timesteps": (999, 500)}, "timesteps", "are given, ddim takes none"),
+        ({"sampler": Sampler.EULER, "timesteps": (5, 500)}, "timesteps", "expected falling numbers from 0 to 999"),
+        ({"sampler": Sampler.EULER, "timesteps": (1000, 5)}, "timesteps", "expected falling numbers from 0 to 999"),
+        ({"sampler": Sampler.EULER, "timesteps": (9, 5), "steps": 3}, "steps", "expected none beside 2 timesteps"),
+        (
+            {"sampler": Sampler.EULER, "timesteps": (9, 5), "sigma_schedule": SigmaSchedule.KARRAS},
+            "sigma_schedule",
+            "expected none beside timesteps",
+        ),
+        ({"sampler": Sampler.LCM, "steps": 51}, "steps", "cannot be taken by lcm on this base"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale", "expected 0 to 1"),
+    ],
+)
+def test_what_a_sampler_cannot_do_is_refused(server: Any, asked: dict[str, Any], field: str, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        server.admission.admit(GenerationRequest("a dog", **{"sampler": Sampler.DDIM, **asked}))
+    (violation,) = caught.value.violations
+    assert violation.field == field and said in violation.description
 
 
 def test_an_unknown_adapter_is_named(server: Any) -> None:

@@ -1,6 +1,7 @@
 """Pictures equal those of diffusers' own pipeline with the same adapters through PEFT."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from loramux_server.requests import BlendEntry, GenerationRequest, Sampler
+from loramux_server.engine.sampling import sigma_schedules, takes_timesteps
+from loramux_server.requests import BlendEntry, GenerationRequest, Sampler, SigmaSchedule
 
 # PEFT warns of every adapter after the first.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
@@ -21,6 +23,11 @@ PEER_SCHEDULERS = {
     Sampler.EULER: diffusers.EulerDiscreteScheduler,
     Sampler.EULER_ANCESTRAL: diffusers.EulerAncestralDiscreteScheduler,
     Sampler.DPMPP_2M: diffusers.DPMSolverMultistepScheduler,
+    Sampler.HEUN: diffusers.HeunDiscreteScheduler,
+    Sampler.DPMPP_2M_SDE: diffusers.DPMSolverMultistepScheduler,
+    Sampler.DPMPP_SDE: diffusers.DPMSolverSinglestepScheduler,
+    Sampler.UNIPC: diffusers.UniPCMultistepScheduler,
+    Sampler.LCM: diffusers.LCMScheduler,
 }
 
 
@@ -36,7 +43,7 @@ class Peer:
 
     def draw(self, request: GenerationRequest) -> np.ndarray:
         assert request.sampler is not None and request.seed is not None and request.steps is not None
-        self.pipe.scheduler = PEER_SCHEDULERS[request.sampler].from_config(self.config)
+        self.pipe.scheduler = PEER_SCHEDULERS[request.sampler].from_config(self.config, **peer_options(request))
         if request.blend:
             self.pipe.enable_lora()
             self.pipe.set_adapters([e.adapter for e in request.blend], [e.weight for e in request.blend])
@@ -48,12 +55,23 @@ class Peer:
             request.prompt,
             negative_prompt=request.negative_prompt or None,
             num_inference_steps=request.steps,
+            timesteps=list(request.timesteps) or None,
             guidance_scale=request.guidance_scale,
+            guidance_rescale=request.guidance_rescale or 0.0,
             height=height,
             width=width,
             generator=torch.Generator("cpu").manual_seed(request.seed),
         ).images[0]
         return np.asarray(image)
+
+
+def peer_options(request: GenerationRequest) -> dict[str, Any]:
+    """What diffusers calls the sampler's variant and its spread of noise levels."""
+    sde = request.sampler in (Sampler.DPMPP_2M_SDE, Sampler.DPMPP_SDE)
+    options: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++"} if sde else {}
+    if request.sigma_schedule != SigmaSchedule.BASE:
+        options[f"use_{request.sigma_schedule}_sigmas"] = True
+    return options
 
 
 def requests(names: Sequence[str], sampler: Sampler, steps: int) -> list[GenerationRequest]:
@@ -116,6 +134,44 @@ def test_pictures_equal_the_peers(sampler: Sampler, pair: tuple[Any, Peer, list[
     check_adapters_act(asked, wanted)
     for request, got, want in zip(asked, server.draw(asked), wanted, strict=True):
         assert distance(got, want) <= 1, request
+
+
+WITH_SIGMAS = [(s, schedule) for s in Sampler for schedule in sigma_schedules(s) if schedule != SigmaSchedule.BASE]
+
+
+def test_every_spread_of_noise_levels_equals_the_peers(pair: tuple[Any, Peer, list[str]]) -> None:
+    """In one stream: all samplers with all their schedules, each beside the others."""
+    server, peer, names = pair
+    asked = [
+        GenerationRequest(
+            "a red apple", blend=(BlendEntry(names[0], 0.8),), sampler=sampler, sigma_schedule=schedule, steps=4,
+            guidance_scale=3.0, seed=5,
+        )
+        for sampler, schedule in WITH_SIGMAS
+    ]  # fmt: skip
+    assert len(asked) == 18
+    drawn = server.draw(asked)
+    assert len({picture.tobytes() for picture in drawn}) == len(asked), "two schedules draw the same picture"
+    for request, got in zip(asked, drawn, strict=True):
+        assert distance(got, peer.draw(request)) <= 1, request
+
+
+@pytest.mark.filterwarnings("ignore:timesteps:UserWarning")
+def test_given_timesteps_and_guidance_rescale_equal_the_peers(pair: tuple[Any, Peer, list[str]]) -> None:
+    server, peer, names = pair
+    plain = GenerationRequest(
+        "a red apple", negative_prompt="a dog", blend=(BlendEntry(names[0], 0.8),), steps=4, guidance_scale=6.0, seed=5
+    )
+    asked = [
+        replace(plain, sampler=sampler, timesteps=(999, 800, 400, 30))
+        for sampler in Sampler
+        if takes_timesteps(sampler)
+    ]
+    asked += [replace(plain, sampler=Sampler.DDIM, guidance_rescale=r) for r in (0.0, 0.7, 1.0)]
+    drawn = server.draw(asked)
+    assert len({picture.tobytes() for picture in drawn}) == len(asked) == 9
+    for request, got in zip(asked, drawn, strict=True):
+        assert distance(got, peer.draw(request)) <= 1, request
 
 
 def test_sizes_the_unet_cannot_halve_evenly(pair: tuple[Any, Peer, list[str]]) -> None:

@@ -24,6 +24,7 @@ from loramux_client.pictures import (
     ImageReady,
     Queued,
     Sampler,
+    SigmaSchedule,
     Started,
     Step,
     Use,
@@ -55,6 +56,10 @@ def generate(
     guidance: float | None = None,
     seed: Annotated[int | None, Parameter(help="Of the first picture; others count up.")] = None,
     sampler: Sampler | None = None,
+    sigmas: Annotated[
+        SigmaSchedule | None, Parameter(help="Spread of noise levels, where the sampler takes it.")
+    ] = None,
+    rescale: Annotated[float | None, Parameter(help="Guidance rescale, 0 to 1.")] = None,
     num_images: Annotated[int, Parameter(name=["--num-images", "-n"])] = 1,
     width: int | None = None,
     height: int | None = None,
@@ -72,6 +77,8 @@ def generate(
         "guidance_scale": guidance,
         "seed": seed,
         "sampler": sampler,
+        "sigma_schedule": sigmas,
+        "guidance_rescale": rescale,
         "num_images": num_images,
         "width": width,
         "height": height,
@@ -123,7 +130,7 @@ def applied_line(applied: Applied) -> str:
     facts = [
         " + ".join(blend) or "no adapters",
         f"seed {applied.seed}",
-        f"{applied.sampler}, {applied.steps} steps",
+        f"{applied.sampler}{' ' + applied.sigma_schedule if applied.sigma_schedule else ''}, {applied.steps} steps",
         f"guidance {applied.guidance_scale:g}",
         f"{applied.width}x{applied.height}",
         f"base {terminal.short(applied.base_digest)}",

@@ -15,6 +15,18 @@ class Sampler(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SAMPLER_EULER: _ClassVar[Sampler]
     SAMPLER_EULER_ANCESTRAL: _ClassVar[Sampler]
     SAMPLER_DPMPP_2M: _ClassVar[Sampler]
+    SAMPLER_HEUN: _ClassVar[Sampler]
+    SAMPLER_DPMPP_2M_SDE: _ClassVar[Sampler]
+    SAMPLER_DPMPP_SDE: _ClassVar[Sampler]
+    SAMPLER_UNIPC: _ClassVar[Sampler]
+    SAMPLER_LCM: _ClassVar[Sampler]
+
+class SigmaSchedule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SIGMA_SCHEDULE_UNSPECIFIED: _ClassVar[SigmaSchedule]
+    SIGMA_SCHEDULE_KARRAS: _ClassVar[SigmaSchedule]
+    SIGMA_SCHEDULE_EXPONENTIAL: _ClassVar[SigmaSchedule]
+    SIGMA_SCHEDULE_BETA: _ClassVar[SigmaSchedule]
 
 class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -26,6 +38,15 @@ SAMPLER_PNDM: Sampler
 SAMPLER_EULER: Sampler
 SAMPLER_EULER_ANCESTRAL: Sampler
 SAMPLER_DPMPP_2M: Sampler
+SAMPLER_HEUN: Sampler
+SAMPLER_DPMPP_2M_SDE: Sampler
+SAMPLER_DPMPP_SDE: Sampler
+SAMPLER_UNIPC: Sampler
+SAMPLER_LCM: Sampler
+SIGMA_SCHEDULE_UNSPECIFIED: SigmaSchedule
+SIGMA_SCHEDULE_KARRAS: SigmaSchedule
+SIGMA_SCHEDULE_EXPONENTIAL: SigmaSchedule
+SIGMA_SCHEDULE_BETA: SigmaSchedule
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat
 IMAGE_FORMAT_PNG: ImageFormat
 
@@ -44,7 +65,7 @@ class Blend(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[BlendEntry, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "width", "height", "image_format")
+    __slots__ = ("prompt", "negative_prompt", "blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "image_format")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     BLEND_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +74,9 @@ class GenerateRequest(_message.Message):
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     NUM_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    SIGMA_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_RESCALE_FIELD_NUMBER: _ClassVar[int]
+    TIMESTEPS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -64,10 +88,13 @@ class GenerateRequest(_message.Message):
     guidance_scale: float
     seed: int
     num_images: int
+    sigma_schedule: SigmaSchedule
+    guidance_rescale: float
+    timesteps: _containers.RepeatedScalarFieldContainer[int]
     width: int
     height: int
     image_format: ImageFormat
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
 
 class AppliedAdapter(_message.Message):
     __slots__ = ("adapter", "version", "digest", "weight")
@@ -82,7 +109,7 @@ class AppliedAdapter(_message.Message):
     def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version")
+    __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version", "sigma_schedule", "guidance_rescale", "timesteps")
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +119,9 @@ class Applied(_message.Message):
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIGMA_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_RESCALE_FIELD_NUMBER: _ClassVar[int]
+    TIMESTEPS_FIELD_NUMBER: _ClassVar[int]
     adapters: _containers.RepeatedCompositeFieldContainer[AppliedAdapter]
     seed: int
     sampler: Sampler
@@ -101,7 +131,10 @@ class Applied(_message.Message):
     height: int
     base_digest: str
     server_version: str
-    def __init__(self, adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., base_digest: _Optional[str] = ..., server_version: _Optional[str] = ...) -> None: ...
+    sigma_schedule: SigmaSchedule
+    guidance_rescale: float
+    timesteps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., base_digest: _Optional[str] = ..., server_version: _Optional[str] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("index", "seed", "format", "width", "height", "data")

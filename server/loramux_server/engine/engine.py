@@ -25,7 +25,7 @@ from loramux_server.engine.sampling import ImageSampler, guide
 from loramux_server.engine.text import PromptEncoder
 from loramux_server.errors import BadSetting, PictureFailed
 from loramux_server.metrics import Metrics
-from loramux_server.requests import ImageKey, Job
+from loramux_server.requests import ImageKey, Job, Sampling
 from loramux_store.layout import Layout
 from loramux_store.record import VersionRecord
 
@@ -55,7 +55,7 @@ class _Image:
 
     sampler: ImageSampler
     embeddings: Tensor
-    guidance_scale: float
+    sampling: Sampling
     entries: Mapping[str, Entries]
 
 
@@ -100,10 +100,8 @@ class Engine:
         scale = self.base.latent_scale
         shape = (1, self.base.unet.config["in_channels"], job.height // scale, job.width // scale)
         for index in range(job.num_images):
-            sampler = ImageSampler(
-                job.sampler, self.base.scheduler_config, job.steps, job.seed + index, shape, self.base.device
-            )
-            self._images[ImageKey(job.id, index)] = _Image(sampler, embeddings, job.guidance_scale, entries)
+            sampler = ImageSampler(job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device)
+            self._images[ImageKey(job.id, index)] = _Image(sampler, embeddings, job.sampling, entries)
 
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
         """One UNet forward over all rows of these pictures, which are of one size.
@@ -181,7 +179,7 @@ class Engine:
         if not torch.isfinite(prediction).all():
             return self._failed(key, f"became non-finite at step {sampler.position + 1}")
         try:
-            sampler.advance(guide(prediction, image.guidance_scale))
+            sampler.advance(guide(prediction, image.sampling))
         except Exception as error:
             _log.exception("a sampler failed")
             return self._failed(key, f"failed in its sampler: {type(error).__name__}")

@@ -1,7 +1,7 @@
 """One picture's way through the timesteps: a diffusers scheduler object and the picture's own generator.
 
-Takes the base's scheduler configuration and a picture's seed, sampler and steps; turns model predictions
-into the next latents. It knows no model, no prompt and no adapter.
+Takes the base's scheduler configuration, a picture's seed and how it is sampled; turns model predictions into the
+next latents, and says what a sampler cannot do. It knows no model, no prompt and no adapter.
 """
 
 import inspect
@@ -11,20 +11,36 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor
 
-from loramux_server.requests import Sampler
+from loramux_server.errors import Violation
+from loramux_server.requests import Sampler, Sampling, SigmaSchedule
 
-_SCHEDULERS: dict[Sampler, type[Any]] = {
-    Sampler.DDIM: DDIMScheduler,
-    Sampler.PNDM: PNDMScheduler,
-    Sampler.EULER: EulerDiscreteScheduler,
-    Sampler.EULER_ANCESTRAL: EulerAncestralDiscreteScheduler,
-    Sampler.DPMPP_2M: DPMSolverMultistepScheduler,
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+_SCHEDULERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
+    Sampler.DDIM: (DDIMScheduler, {}),
+    Sampler.PNDM: (PNDMScheduler, {}),
+    Sampler.EULER: (EulerDiscreteScheduler, {}),
+    Sampler.EULER_ANCESTRAL: (EulerAncestralDiscreteScheduler, {}),
+    Sampler.DPMPP_2M: (DPMSolverMultistepScheduler, {}),
+    Sampler.HEUN: (HeunDiscreteScheduler, {}),
+    Sampler.DPMPP_2M_SDE: (DPMSolverMultistepScheduler, _SDE),
+    Sampler.DPMPP_SDE: (DPMSolverSinglestepScheduler, _SDE),
+    Sampler.UNIPC: (UniPCMultistepScheduler, {}),
+    Sampler.LCM: (LCMScheduler, {}),
+}
+_SIGMAS = {
+    SigmaSchedule.KARRAS: "use_karras_sigmas",
+    SigmaSchedule.EXPONENTIAL: "use_exponential_sigmas",
+    SigmaSchedule.BETA: "use_beta_sigmas",
 }
 
 
@@ -37,15 +53,14 @@ class ImageSampler:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampling: Sampling,
         scheduler_config: dict[str, Any],
-        steps: int,
         seed: int,
         shape: tuple[int, int, int, int],
         device: torch.device,
     ) -> None:
-        self._scheduler = _SCHEDULERS[sampler].from_config(scheduler_config)
-        self._scheduler.set_timesteps(steps, device=device)
+        self._scheduler = _scheduler(sampling, scheduler_config)
+        _set_timesteps(self._scheduler, sampling, device)
         generator = torch.Generator("cpu").manual_seed(seed)
         self.latents = torch.randn(shape, generator=generator).to(device) * self._scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
@@ -77,9 +92,62 @@ class ImageSampler:
         self.position += 1
 
 
-def guide(prediction: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance, u + g (c - u), of rows [unconditional, conditional]; one row stays as it is."""
+def violations(sampling: Sampling, scheduler_config: dict[str, Any]) -> list[Violation]:
+    """What the sampler cannot do of what is asked on this base; empty where it can."""
+    found: list[Violation] = []
+    if sampling.sigma_schedule not in sigma_schedules(sampling.sampler):
+        taken = ", ".join(sigma_schedules(sampling.sampler))
+        found.append(
+            Violation("sigma_schedule", f"is {sampling.sigma_schedule}, {sampling.sampler} takes only {taken}")
+        )
+    if sampling.timesteps and not takes_timesteps(sampling.sampler):
+        found.append(Violation("timesteps", f"are given, {sampling.sampler} takes none"))
+    if found:
+        return found
+    try:
+        _set_timesteps(_scheduler(sampling, scheduler_config), sampling, torch.device("cpu"))
+    except ValueError as error:  # what only this base's configuration rules out
+        field = "timesteps" if sampling.timesteps else "steps"
+        return [Violation(field, f"cannot be taken by {sampling.sampler} on this base: {error}")]
+    return []
+
+
+def sigma_schedules(sampler: Sampler) -> tuple[SigmaSchedule, ...]:
+    """Those the sampler takes."""
+    parameters = inspect.signature(_SCHEDULERS[sampler][0].__init__).parameters
+    return (SigmaSchedule.BASE, *(schedule for schedule, option in _SIGMAS.items() if option in parameters))
+
+
+def takes_timesteps(sampler: Sampler) -> bool:
+    """Whether the timesteps themselves may be given."""
+    return "timesteps" in inspect.signature(_SCHEDULERS[sampler][0].set_timesteps).parameters
+
+
+def guide(prediction: Tensor, sampling: Sampling) -> Tensor:
+    """Classifier-free guidance, u + g (c - u), of rows [unconditional, conditional]; one row stays as it is.
+
+    guidance_rescale r mixes in the guided prediction with the standard deviation of c, (1 - r) p + r p std(c) / std(p)
+    (arXiv:2305.08891, equations 15 and 16).
+    """
     if len(prediction) == 1:
         return prediction
     unconditional, conditional = prediction.chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
+    guided = unconditional + sampling.guidance_scale * (conditional - unconditional)
+    if sampling.guidance_rescale == 0:
+        return guided
+    rescaled = guided * (conditional.std() / guided.std())
+    return sampling.guidance_rescale * rescaled + (1 - sampling.guidance_rescale) * guided
+
+
+def _scheduler(sampling: Sampling, config: dict[str, Any]) -> Any:
+    scheduler, options = _SCHEDULERS[sampling.sampler]
+    if sampling.sigma_schedule != SigmaSchedule.BASE:
+        options = options | {name: schedule == sampling.sigma_schedule for schedule, name in _SIGMAS.items()}
+    return scheduler.from_config(config, **options)
+
+
+def _set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device) -> None:
+    if sampling.timesteps:
+        scheduler.set_timesteps(timesteps=list(sampling.timesteps), device=device)
+    else:
+        scheduler.set_timesteps(sampling.steps, device=device)
