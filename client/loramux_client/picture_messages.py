@@ -33,7 +33,20 @@ SIGMA_SCHEDULES: dict[str, pb.SigmaSchedule] = {
     "exponential": pb.SIGMA_SCHEDULE_EXPONENTIAL,
     "beta": pb.SIGMA_SCHEDULE_BETA,
 }
+PROMPT_SYNTAXES: dict[str, pb.PromptSyntax] = {
+    "weighted": pb.PROMPT_SYNTAX_WEIGHTED,
+    "plain": pb.PROMPT_SYNTAX_PLAIN,
+}
+LONG_PROMPTS: dict[str, pb.LongPrompt] = {"chunks": pb.LONG_PROMPT_CHUNKS, "cut": pb.LONG_PROMPT_CUT}
+_ENUMS: dict[str, Mapping[str, int]] = {
+    "sampler": SAMPLERS,
+    "sigma_schedule": SIGMA_SCHEDULES,
+    "prompt_syntax": PROMPT_SYNTAXES,
+    "long_prompt": LONG_PROMPTS,
+}
 _SAMPLER_NAMES: dict[int, str] = {number: name for name, number in SAMPLERS.items()}
+_SYNTAX_NAMES: dict[int, str] = {number: name for name, number in PROMPT_SYNTAXES.items()}
+_LONG_PROMPT_NAMES: dict[int, str] = {number: name for name, number in LONG_PROMPTS.items()}
 _SIGMA_NAMES: dict[int, str] = {number: name for name, number in SIGMA_SCHEDULES.items()}
 _FORMAT_NAMES: dict[int, str] = {pb.IMAGE_FORMAT_PNG: "png"}
 
@@ -71,7 +84,7 @@ def generate_request(prompt: str, **asking: Unpack[pictures.Asking]) -> pb.Gener
         if use.weight is not None:
             set_field(entry, "weight", use.weight, where)
     rest.pop("adapters", None)
-    for field, numbers in (("sampler", SAMPLERS), ("sigma_schedule", SIGMA_SCHEDULES)):
+    for field, numbers in _ENUMS.items():
         if name := rest.pop(field, None):
             set_field(request, field, _number(field, str(name), numbers))
     _set_timesteps(request, asking.get("timesteps", ()))
@@ -122,6 +135,9 @@ def read_applied(message: pb.Applied) -> pictures.Applied:
         guidance_rescale=message.guidance_rescale,
         width=message.width,
         height=message.height,
+        prompt_syntax=_SYNTAX_NAMES.get(message.prompt_syntax, f"unknown-{message.prompt_syntax}"),
+        long_prompt=_LONG_PROMPT_NAMES.get(message.long_prompt, f"unknown-{message.long_prompt}"),
+        clip_skip=message.clip_skip,
         base_digest=message.base_digest,
         server_version=message.server_version,
     )

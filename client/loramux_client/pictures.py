@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 Sampler = Literal["ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "heun", "dpmpp-2m-sde", "dpmpp-sde", "unipc", "lcm"]
+PromptSyntax = Literal["weighted", "plain"]
+LongPrompt = Literal["chunks", "cut"]
 SigmaSchedule = Literal["karras", "exponential", "beta"]
 
 
@@ -45,6 +47,12 @@ class Asking(TypedDict, total=False):
     adapters: Blend
     """{"ink": 0.8}, or a sequence of Use("ink@3", weight) and names."""
     negative_prompt: str
+    prompt_syntax: PromptSyntax
+    """weighted, the default: (more), [less], (word:1.3), BREAK; plain: every character is text."""
+    long_prompt: LongPrompt
+    """chunks, the default: all of it counts; cut: the first 75 tokens do."""
+    clip_skip: int
+    """Layers of the text encoder left out at its end."""
     sampler: Sampler
     sigma_schedule: SigmaSchedule
     """Spread of noise levels; not every sampler takes every one."""
@@ -84,6 +92,9 @@ class Applied:
     guidance_rescale: float
     width: int
     height: int
+    prompt_syntax: str
+    long_prompt: str
+    clip_skip: int
     base_digest: str
     server_version: str
 

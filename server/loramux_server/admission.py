@@ -13,7 +13,16 @@ from typing import TypeVar
 
 from loramux_kernels import MAX_ROW_RANK
 from loramux_server.errors import Incompatible, InvalidRequest, Violation
-from loramux_server.requests import BlendEntry, GenerationRequest, Job, Sampler, Sampling, SigmaSchedule, Weighted
+from loramux_server.requests import (
+    BlendEntry,
+    GenerationRequest,
+    Job,
+    Sampler,
+    Sampling,
+    SigmaSchedule,
+    TextMode,
+    Weighted,
+)
 from loramux_store.record import VersionRecord
 from loramux_store.store import Store
 
@@ -51,7 +60,7 @@ class Admission:
     """Turns requests into jobs.
 
     check_blend: refuses versions that can never fit the pool together; check_sampling: what a sampler cannot do on
-    this base.
+    this base; check_prompts: what is wrong with prompts by field.
     """
 
     def __init__(
@@ -60,11 +69,13 @@ class Admission:
         base: BaseFacts,
         check_blend: Callable[[Sequence[VersionRecord]], None],
         check_sampling: Callable[[Sampling], Sequence[Violation]],
+        check_prompts: Callable[[dict[str, str], TextMode], Sequence[Violation]],
     ) -> None:
         self._store = store
         self.base = base
         self._check_blend = check_blend
         self._check_sampling = check_sampling
+        self._check_prompts = check_prompts
 
     def admit(self, request: GenerationRequest) -> Job:
         """The request as a job.
@@ -75,7 +86,10 @@ class Admission:
             Incompatible: an adapter of another layout, or a blend that can never fit.
         """
         job = self._settle(request)
-        violations = _violations(request, job, self.base) or self._check_sampling(job.sampling)
+        violations = _violations(request, job, self.base)
+        if not violations:
+            prompts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
+            violations = [*self._check_sampling(job.sampling), *self._check_prompts(prompts, job.text_mode)]
         if violations:
             raise InvalidRequest(tuple(violations))
         blend = tuple(self._weighted(entry) for entry in request.blend)
@@ -90,6 +104,7 @@ class Admission:
             id=uuid.uuid4().hex,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
+            text_mode=request.text_mode,
             blend=(),
             sampling=Sampling(
                 sampler=_either(request.sampler, base.sampler),

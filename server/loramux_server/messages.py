@@ -3,7 +3,9 @@
 Together with `service` this is the only place in the server that knows protobuf.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,11 +19,14 @@ from loramux_server.requests import (
     GenerationRequest,
     ImageReady,
     Job,
+    LongPrompt,
+    PromptSyntax,
     Queued,
     Sampler,
     SigmaSchedule,
     Started,
     Stepped,
+    TextMode,
     Timings,
     Told,
 )
@@ -33,6 +38,8 @@ from loramux_store.record import (
     UploadSpec,
     VersionRecord,
 )
+
+T = TypeVar("T")
 
 SAMPLERS = {
     generation_pb2.SAMPLER_DDIM: Sampler.DDIM,
@@ -52,6 +59,18 @@ _SIGMA_SCHEDULES = {
     generation_pb2.SIGMA_SCHEDULE_EXPONENTIAL: SigmaSchedule.EXPONENTIAL,
     generation_pb2.SIGMA_SCHEDULE_BETA: SigmaSchedule.BETA,
 }
+_SYNTAXES = {
+    generation_pb2.PROMPT_SYNTAX_UNSPECIFIED: PromptSyntax.WEIGHTED,
+    generation_pb2.PROMPT_SYNTAX_WEIGHTED: PromptSyntax.WEIGHTED,
+    generation_pb2.PROMPT_SYNTAX_PLAIN: PromptSyntax.PLAIN,
+}
+_LONG_PROMPTS = {
+    generation_pb2.LONG_PROMPT_UNSPECIFIED: LongPrompt.CHUNKS,
+    generation_pb2.LONG_PROMPT_CHUNKS: LongPrompt.CHUNKS,
+    generation_pb2.LONG_PROMPT_CUT: LongPrompt.CUT,
+}
+_SYNTAX_NUMBERS = {syntax: number for number, syntax in _SYNTAXES.items()}
+_LONG_PROMPT_NUMBERS = {long: number for number, long in _LONG_PROMPTS.items()}
 _SIGMA_NUMBERS = {schedule: number for number, schedule in _SIGMA_SCHEDULES.items()}
 _SAMPLER_NUMBERS = {sampler: number for number, sampler in SAMPLERS.items()}
 _FORMATS = (generation_pb2.IMAGE_FORMAT_UNSPECIFIED, generation_pb2.IMAGE_FORMAT_PNG)
@@ -65,22 +84,23 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
     """
     sampler = None
     if message.sampler != generation_pb2.SAMPLER_UNSPECIFIED:
-        sampler = SAMPLERS.get(message.sampler)
-        if sampler is None:
-            raise _unknown("sampler", message.sampler, sorted(SAMPLERS))
-    if message.sigma_schedule not in _SIGMA_SCHEDULES:
-        raise _unknown("sigma_schedule", message.sigma_schedule, sorted(_SIGMA_SCHEDULES))
+        sampler = _known("sampler", message.sampler, SAMPLERS)
     if message.image_format not in _FORMATS:
         raise _unknown("image_format", message.image_format, _FORMATS)
     return GenerationRequest(
         prompt=message.prompt,
         negative_prompt=message.negative_prompt,
+        text_mode=TextMode(
+            _known("prompt_syntax", message.prompt_syntax, _SYNTAXES),
+            _known("long_prompt", message.long_prompt, _LONG_PROMPTS),
+            message.clip_skip,
+        ),
         blend=tuple(
             BlendEntry(entry.adapter, entry.weight if entry.HasField("weight") else None)
             for entry in message.blend.entries
         ),
         sampler=sampler,
-        sigma_schedule=_SIGMA_SCHEDULES[message.sigma_schedule],
+        sigma_schedule=_known("sigma_schedule", message.sigma_schedule, _SIGMA_SCHEDULES),
         steps=message.steps if message.HasField("steps") else None,
         timesteps=tuple(message.timesteps),
         guidance_scale=message.guidance_scale if message.HasField("guidance_scale") else None,
@@ -111,6 +131,9 @@ def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Ap
         timesteps=job.sampling.timesteps,
         guidance_scale=job.sampling.guidance_scale,
         guidance_rescale=job.sampling.guidance_rescale,
+        prompt_syntax=_SYNTAX_NUMBERS[job.text_mode.syntax],
+        long_prompt=_LONG_PROMPT_NUMBERS[job.text_mode.long_prompt],
+        clip_skip=job.text_mode.clip_skip,
         width=job.width,
         height=job.height,
         base_digest=base.digest,
@@ -271,6 +294,17 @@ def _timestamp(time: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(time)
     return stamp
+
+
+def _known(field: str, value: int, known: Mapping[Any, T]) -> T:
+    """The value of an enum's number.
+
+    Raises:
+        InvalidRequest: for a number this server does not know.
+    """
+    if value not in known:
+        raise _unknown(field, value, sorted(known))
+    return known[value]
 
 
 def _unknown(field: str, value: int, known: object) -> InvalidRequest:

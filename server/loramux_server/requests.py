@@ -34,6 +34,29 @@ class SigmaSchedule(StrEnum):
     BETA = "beta"
 
 
+class PromptSyntax(StrEnum):
+    """What brackets in a prompt mean."""
+
+    WEIGHTED = "weighted"
+    PLAIN = "plain"
+
+
+class LongPrompt(StrEnum):
+    """What becomes of a prompt longer than a chunk."""
+
+    CHUNKS = "chunks"
+    CUT = "cut"
+
+
+@dataclass(frozen=True, slots=True)
+class TextMode:
+    """How prompts are read. clip_skip: layers of the text encoder left out at its end."""
+
+    syntax: PromptSyntax = PromptSyntax.WEIGHTED
+    long_prompt: LongPrompt = LongPrompt.CHUNKS
+    clip_skip: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class BlendEntry:
     """One adapter as asked for: `name` or `name@version`, and a weight or none."""
@@ -48,6 +71,7 @@ class GenerationRequest:
 
     prompt: str
     negative_prompt: str = ""
+    text_mode: TextMode = TextMode()
     blend: tuple[BlendEntry, ...] = ()
     sampler: Sampler | None = None
     sigma_schedule: SigmaSchedule = SigmaSchedule.BASE
@@ -88,6 +112,7 @@ class Job:
     id: str
     prompt: str
     negative_prompt: str
+    text_mode: TextMode
     blend: tuple[Weighted, ...]
     sampling: Sampling
     seed: int

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from loramux_server.bench import cli, gpu, kernels, shapes
 from loramux_server.bench.harness import Row, medians, ratio, report
@@ -21,10 +23,11 @@ def test_bounds(value: float, bound: str, holds: bool) -> None:
     assert Row("x", value, "x", bound).holds is holds
 
 
-def test_a_ratio_runs_both_sides_in_turn() -> None:
+def test_a_ratio_runs_both_sides_in_every_round() -> None:
     calls: list[str] = []
     assert ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=5) > 0
-    assert calls == ["a", "b"] * 6
+    rounds = [calls[i : i + 2] for i in range(0, len(calls), 2)]
+    assert len(rounds) == 6 and all(sorted(both) == ["a", "b"] for both in rounds)
 
 
 def test_medians_go_on_until_the_time_is_spent() -> None:
@@ -64,6 +67,35 @@ def test_without_peft_its_rows_are_absent_with_a_note(
     assert not any("PEFT" in row.name for row in rows) and "PEFT is not installed" in caplog.text
 
 
+UNETS = {
+    shapes.SD15: {"cross_attention_dim": 768, "attention_head_dim": 8},
+    shapes.SDXL: {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+    },
+}
+
+
+@pytest.mark.parametrize("model", UNETS)
+def test_shapes_are_those_of_the_model(model: str) -> None:
+    """Inputs, outputs and whether they read text, of every linear layer in its transformers."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(use_linear_projection=True, **UNETS[model])
+    there = Counter(
+        (layer.in_features, layer.out_features, name.endswith(("attn2.to_k", "attn2.to_v")))
+        for name, layer in unet.named_modules()
+        if ".attentions." in name and isinstance(layer, torch.nn.Linear)
+    )
+    told: Counter[tuple[int, int, bool]] = Counter()
+    for shape in shapes.of_model(model):
+        told[shape.k, shape.n, shape.tokens == shapes.TEXT_TOKENS] += shape.count
+    assert told == there
+
+
 def test_layers_count_as_often_as_a_forward_meets_them() -> None:
     times = {SMALL[0].size: {"base": 2.0}, SMALL[1].size: {"base": 5.0}}
     assert kernels.total(SMALL, times, "base") == 8 * 2 + 2 * 5
@@ -95,7 +127,7 @@ def test_without_a_card_there_is_nothing_to_tune(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("kernels", marks=pytest.mark.long),
+        pytest.param("kernels", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
         "overhead",
         pytest.param("store", marks=pytest.mark.long),
         "engine",

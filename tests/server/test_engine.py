@@ -128,20 +128,21 @@ def test_an_unguided_picture_takes_one_row(server: Any) -> None:
     assert {table.rows for forward in server.forwards for table in forward.values()} == {1}
 
 
-def test_the_prompt_cache_tells_blends_apart(server: Any) -> None:
+def test_the_prompt_cache_tells_blends_apart(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only text-encoder weights are in the key: a UNet-only change reuses, a text change does not."""
-    engine = server.app.engine
-    encoded: list[str] = []
-    encode = engine._prompts._encode
+    prompts = server.app.engine.prompts
+    encoded: list[int] = []
+    encode = prompts._encode
 
-    def counting(text: str, entries: Any) -> torch.Tensor:
-        encoded.append(text)
-        return encode(text, entries)
+    def counting(chunk: Any, clip_skip: int) -> torch.Tensor:
+        encoded.append(len(chunk.tokens))
+        return encode(chunk, clip_skip)
 
-    engine._prompts._encode = counting
+    monkeypatch.setattr(prompts, "_encode", counting)
     for weight in (1.0, 1.0, 0.5):
         server.draw([replace(PLAIN, blend=(BlendEntry("attention", weight),))])
-    assert encoded == ["", "a dog"] * 2
+    dog = len(prompts._tokens("a dog"))
+    assert encoded == [0, dog] * 2
     server.draw([PLAIN])
     server.draw([replace(PLAIN, guidance_scale=2.0)])
     assert len(encoded) == 6

@@ -52,6 +52,8 @@ def generate(
         ),
     ] = None,
     negative: Annotated[str | None, Parameter(help="What it must not show.")] = None,
+    plain: Annotated[bool, Parameter(negative="", help="Brackets in prompts are text, not weights.")] = False,
+    clip_skip: Annotated[int | None, Parameter(help="Layers of the text encoder left out at its end.")] = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: Annotated[int | None, Parameter(help="Of the first picture; others count up.")] = None,
@@ -73,6 +75,8 @@ def generate(
     asked: dict[str, Any] = {
         "adapters": adapter,
         "negative_prompt": negative,
+        "prompt_syntax": "plain" if plain else None,
+        "clip_skip": clip_skip,
         "steps": steps,
         "guidance_scale": guidance,
         "seed": seed,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from loramux_kernels import Entries, Impl, Tables
@@ -86,7 +87,7 @@ class Engine:
         for group in self.groups.values():
             group.open(size, base.device)
         self.adapters = AdapterCache(self.groups, compiled, metrics)
-        self._prompts = PromptEncoder(base, self.groups["text_encoder"])
+        self.prompts = PromptEncoder(base, self.groups["text_encoder"])
 
     def load(self, job: Job) -> "Future[Lease]":
         """Brings the job's adapters onto the device; never blocks."""
@@ -124,7 +125,7 @@ class Engine:
         timesteps = [image.sampler.timestep.expand(len(image.embeddings)) for image in images]
         blends = [image.entries for image in images for _ in image.embeddings]
         predictions = self._forward(
-            torch.cat(inputs), torch.cat(timesteps), torch.cat([image.embeddings for image in images]), blends
+            torch.cat(inputs), torch.cat(timesteps), *side_by_side([image.embeddings for image in images]), blends
         )
         parts = predictions.split([len(image.embeddings) for image in images])
         results = [self._advance(key, part) for key, part in zip(keys, parts, strict=True)]
@@ -147,10 +148,15 @@ class Engine:
     def _embeddings(self, job: Job, entries: Entries) -> Tensor:
         touching = tuple((w.version.digest, w.weight) for w in job.blend if _touches(w.version, "text_encoder"))
         texts = [job.negative_prompt, job.prompt] if job.guided else [job.prompt]
-        return torch.cat([self._prompts.encode(text, entries, touching) for text in texts])
+        return self.prompts.encode(texts, job.text_mode, entries, touching)
 
     def _forward(
-        self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, blends: Sequence[Mapping[str, Entries]]
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        embeddings: Tensor,
+        mask: Tensor | None,
+        blends: Sequence[Mapping[str, Entries]],
     ) -> Tensor:
         """Noise (or velocity) [rows, C, h, w] in fp32."""
         used: dict[str, Tables] = {}
@@ -161,7 +167,9 @@ class Engine:
                     used[name] = tables
             self._observe(used, len(blends))
             dtype = self.base.unet.dtype
-            return self.base.unet(latents.to(dtype), timesteps, embeddings, return_dict=False)[0].float()
+            return self.base.unet(
+                latents.to(dtype), timesteps, embeddings, encoder_attention_mask=mask, return_dict=False
+            )[0].float()
 
     def _unet_groups(self) -> list[tuple[str, LayerGroup]]:
         return [(name, group) for name, group in self.groups.items() if name.startswith("unet.")]
@@ -191,6 +199,18 @@ class Engine:
     def _failed(self, key: ImageKey, reason: str) -> StepResult:
         sampler = self._images.pop(key).sampler
         return StepResult(key, sampler.position, sampler.total, error=PictureFailed(f"picture {key.index} {reason}"))
+
+
+def side_by_side(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Embeddings [rows, tokens, width] of all rows, filled up with zeros, and a mask [rows, tokens] of what is text;
+    no mask where all are equally long."""
+    longest = max(each.shape[1] for each in embeddings)
+    if all(each.shape[1] == longest for each in embeddings):
+        return torch.cat(list(embeddings)), None
+    filled = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in embeddings]
+    lengths = torch.tensor([each.shape[1] for each in embeddings for _ in each], device=embeddings[0].device)
+    mask = torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]
+    return torch.cat(filled), mask
 
 
 def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
