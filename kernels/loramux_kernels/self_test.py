@@ -43,18 +43,18 @@ def _cases(impl: Impl, device: torch.device, dtype: torch.dtype) -> Iterator[tup
     a, b = random(3, _ROWS, _K), random(3, _ROWS, _N)
     wide, on_device = _fused(a.double(), b.double()), _fused(a.to(device), b.to(device))
     want = lora_qkv(x.double(), w0.double(), bias.double(), wide, here, impl="reference")
-    on = [t.to(device) for t in (x, w0, bias)]
-    yield "lora_qkv", lora_qkv(*on, on_device, there, impl=impl), want
-    got = lora_linear(on[0], on[1][:_N], on[2][:_N], on_device.parts[0], there, impl=impl)
+    x, w0, bias = x.to(device), w0.to(device), bias.to(device)
+    yield "lora_qkv", lora_qkv(x, w0, bias, on_device, there, impl=impl), want
+    got = lora_linear(x, w0[:_N], bias[:_N], on_device.parts[0], there, impl=impl)
     yield "lora_linear", got, want[..., :_N]
     x, w0, bias = random(3, _CIN, 9, 7) * 3, random(_N, _CIN, 3, 3), random(_N)
     a, b = random(_ROWS, 9 * _CIN), random(_ROWS, _N)
     a[0] = b[0] = 0
     pool = RankRowPool(a.double(), b.double())
     want = lora_conv2d(x.double(), w0.double(), bias.double(), pool, here, padding=(1, 1), impl="reference")
-    on = [t.to(device) for t in (x, w0, bias)]
+    x, w0, bias = x.to(device), w0.to(device), bias.to(device)
     pool = RankRowPool(a.to(device), b.to(device))
-    yield "lora_conv2d", lora_conv2d(*on, pool, there, padding=(1, 1), impl=impl), want
+    yield "lora_conv2d", lora_conv2d(x, w0, bias, pool, there, padding=(1, 1), impl=impl), want
 
 
 def _tables(device: torch.device) -> Tables:

@@ -1,7 +1,7 @@
 """What a captured graph needs of the launches: grids that depend on shapes alone, nothing allocated and nothing
 read back between them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,7 +56,7 @@ class _Launcher:
 
 
 @contextmanager
-def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+def recording(monkeypatch: pytest.MonkeyPatch) -> Generator[Recorded]:
     recorded = Recorded()
     with monkeypatch.context() as patch, recorded:
         for module, name in KERNELS.items():
