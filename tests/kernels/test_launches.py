@@ -10,9 +10,9 @@ import torch
 from oracle import NARROW, Linear, conv, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loramux_kernels import lora_conv2d
+from loramux_kernels import lora_conv2d, lora_linear, lora_qkv
 from loramux_kernels.triton import conv_expand, expand, gemm_expand, launch, shrink, single_pass
-from loramux_kernels.triton.dispatch import ExpandTile, GemmTile, Plan, ShrinkTile
+from loramux_kernels.triton.dispatch import Call, ExpandTile, GemmTile, Plan, ShrinkTile
 
 PLANS = {
     "split": Plan("split", GemmTile(64, 64, 64, 16, 4, 1), ShrinkTile(64, 64, 16, 4, 1)),
@@ -79,6 +79,28 @@ def test_a_linear_layer(plan: str, parts: int, monkeypatch: pytest.MonkeyPatch) 
         assert _no_host_read(recorded) and not recorded.between_launches()
     assert len(seen[0]) == (1 if plan == "single" else 2)
     assert seen[0] == seen[1] == seen[2]
+
+
+def test_the_table_is_asked_with_the_sizes_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Call] = []
+    plan_for = launch.plan_for
+
+    def noted(arch: str, call: Call) -> Plan:
+        asked.append(call)
+        return plan_for(arch, call)
+
+    monkeypatch.setattr(launch, "plan_for", noted)
+    case = linear(torch.float16, m=7, k=64, n=48, blends=NARROW, parts=3)
+    with recording(monkeypatch):
+        lora_linear(case.x, case.w0[:48], None, case.pool, case.tables, impl="triton")
+        lora_qkv(case.x, case.w0, None, case.fused, case.tables, impl="triton")
+        square = conv(torch.float32, cin=8, n=16, size=(9, 7), stride=(2, 2))
+        lora_conv2d(square.x, square.w0, None, square.pool, square.tables, impl="triton", **square.where)
+    assert asked == [
+        Call("linear", 16, 4 * 7, 48, 64, 64),
+        Call("linear", 16, 4 * 7, 3 * 48, 64, 64),
+        Call("conv", 32, 4 * 5 * 4, 16, 8, 64),
+    ]
 
 
 def test_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 _LIKE = {"sm_120": "sm_89", "sm_121": "sm_89"}  # 99 KiB of shared memory, where the older sm_90 has 227
 TABLE = Path(__file__).with_name("dispatch.csv")
+SINGLE_WIDTH = 64  # R class up to which S of a tile stays in registers beside the tile of y
 COLUMNS = ("arch", "bits", "op", "m", "n", "k", "r", "variant", "tile", "shrink", "evidence")
 
 
@@ -170,6 +171,8 @@ def _line(row: dict[str, str]) -> Line:
         raise ValueError(
             f"{row}: a shrink tile of fewer rank rows than a step of the expanding loop leaves S unwritten"
         )
+    if row["variant"] == "single" and (r is None or r > SINGLE_WIDTH):
+        raise ValueError(f"{row}: a single pass holds at most {SINGLE_WIDTH} rank rows")
     return Line(
         row["arch"],
         int(row["bits"]),

@@ -12,8 +12,6 @@ from loramux_kernels.tables import Tables
 from loramux_kernels.triton.dispatch import GemmTile
 from loramux_kernels.triton.gemm_expand import GROUP_M, tile_of
 
-MAX_WIDTH = 64  # S of a tile stays in registers
-
 
 @triton.jit
 def _single_pass_kernel(
@@ -89,7 +87,7 @@ def single_pass(
     y: Tensor,
     tile: GemmTile,
 ) -> None:
-    """Writes y [rows, M, parts * N]; tables at most MAX_WIDTH wide and without scale tables.
+    """Writes y [rows, M, parts * N]; tables at most `dispatch.SINGLE_WIDTH` wide and without scale tables.
 
     x: [rows, M, K]; w0: [parts * N, K]; pools: [parts, P, K] and [parts, P, N], or of one part [P, K] and [P, N].
     """
