@@ -87,13 +87,15 @@ def test_the_rest_of_the_table_stays_byte_for_byte() -> None:
     assert all(line.count(",") == len(dispatch.COLUMNS) - 1 for line in new)
 
 
-def test_an_architecture_that_was_not_listed_keeps_what_it_took_from_the_newest_older_one() -> None:
-    (line,) = tune.tuned("sm_100", measured_by_a_false_clock(all_calls()[:1]), "card")
+@pytest.mark.parametrize("arch,like", [("sm_100", "sm_90"), ("sm_120", "sm_80")])
+def test_an_architecture_that_was_not_listed_keeps_what_it_took_from_another(arch: str, like: str) -> None:
+    """sm_120 has as little shared memory as sm_89, so that here the newest older one is sm_80."""
+    (line,) = tune.tuned(arch, measured_by_a_false_clock(all_calls()[:1]), "card")
     text = tune.rewritten(TABLE, [line])
     assert text.startswith(TABLE)
     assert text.removeprefix(TABLE).splitlines() == [
         dispatch.write([line]).splitlines()[1],
-        *(kept.replace("sm_90", "sm_100") for kept in TABLE.splitlines() if kept.startswith("sm_90") and ",*," in kept),
+        *(kept.replace(like, arch) for kept in TABLE.splitlines() if kept.startswith(like) and ",*," in kept),
     ]
 
 
@@ -122,7 +124,7 @@ def test_candidates_fit_shared_memory_and_can_be_spelled(limit: int) -> None:
         for plan in found:
             if isinstance(plan.tile, GemmTile):
                 assert plans.shared_bytes(plan.tile, point.call, beside=plan.shrink is None) <= limit
-        lines = [Line("sm_90", 16, "linear", (None,) * 4, plan, "") for plan in found]
+        lines = [Line("sm_90", 16, "linear", (None, None, None, point.call.r), plan, "") for plan in found]
         assert dispatch.read(dispatch.write(lines).splitlines()) == lines
     point = tune.points(shapes.SHAPES)[-1]
     assert len(plans.candidates(point.call, 1024, H100)) > len(plans.candidates(point.call, 1024, AMPERE_86))

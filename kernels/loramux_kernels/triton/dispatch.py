@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_LIKE = {"sm_120": "sm_89", "sm_121": "sm_89"}  # 99 KiB of shared memory, where the older sm_90 has 227
+LIKE = {"sm_120": "sm_89", "sm_121": "sm_89"}  # 99 KiB of shared memory, where the older sm_90 has 227
 TABLE = Path(__file__).with_name("dispatch.csv")
 SINGLE_WIDTH = 64  # R class up to which S of a tile stays in registers beside the tile of y
 COLUMNS = ("arch", "bits", "op", "m", "n", "k", "r", "variant", "tile", "shrink", "evidence")
@@ -156,7 +156,7 @@ def _lines_of(arch: str) -> tuple[Line, ...]:
 def _listed(arch: str) -> str:
     """The architecture itself where it is listed, else its like or the newest older one."""
     known = {line.arch for line in table()}
-    arch = _LIKE.get(arch, arch)
+    arch = arch if arch in known else LIKE.get(arch, arch)
     if arch in known or not arch.startswith("sm_"):
         return arch
     older = [int(name[3:]) for name in known if name.startswith("sm_") and int(name[3:]) < int(arch[3:])]

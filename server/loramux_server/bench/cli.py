@@ -1,12 +1,15 @@
 """The command `loramux bench`.
 
-Takes a name; runs that benchmark and prints its rows. The exit status is 0 whatever holds.
+Takes a name; runs that benchmark and prints its rows. The exit status is 0 whatever holds, and 2 where the machine
+lacks what is measured.
 """
 
 import logging
+import os
+import sys
 from typing import Literal
 
-Name = Literal["kernels", "overhead", "engine", "store"]
+Name = Literal["kernels", "overhead", "engine", "store", "tune"]
 
 
 def bench(name: Name, *, json: bool = False) -> int:
@@ -15,16 +18,25 @@ def bench(name: Name, *, json: bool = False) -> int:
     Parameters
     ----------
     name:
-        kernels: a layer with rank rows against the layer alone. overhead: the wrapped base without adapters
-        against diffusers' own UNet. engine: one forward of eight blends against eight forwards and against
-        none. store: publishing a file against hashing it.
+        kernels: the linear layers of two UNets with a blend in their rank rows against the layers alone and
+        against PEFT. overhead: the wrapped base without adapters against diffusers' own UNet. engine: one forward
+        of eight blends against eight forwards and against none. store: publishing a file against hashing it.
+        tune: which kernel is fastest for each layer on the NVIDIA card here; rewrites the kernels' dispatch table.
     json:
         Print one JSON object instead of a table.
     """
+    # Where other processes take their share of the cores, threads that wait by spinning use up their own, and every
+    # product costs a time slice. libgomp reads this when torch is imported.
+    os.putenv("OMP_WAIT_POLICY", "PASSIVE")
     from loramux_server import logs
-    from loramux_server.bench import engine, harness, kernels, overhead, store
+    from loramux_server.bench import engine, harness, kernels, overhead, store, tune
 
+    if name == "tune" and not tune.possible():
+        print(
+            "loramux bench tune measures an NVIDIA card of compute capability 8.0 or newer: none here", file=sys.stderr
+        )
+        return 2
     logs.configure(logging.WARNING)  # standard output is for the rows
-    modules = {"kernels": kernels, "overhead": overhead, "engine": engine, "store": store}
+    modules = {"kernels": kernels, "overhead": overhead, "engine": engine, "store": store, "tune": tune}
     harness.tell(name, modules[name].measure(), json)
     return 0

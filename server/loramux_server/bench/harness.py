@@ -1,22 +1,26 @@
 """How everything here is timed and told.
 
-Takes callables; gives rows of ratios and one JSON object or table. It knows no model.
+Takes callables; gives rows of ratios and one JSON object or table. It knows no model and no device.
 """
 
+import datetime
 import json
 import os
 import platform
+import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-
-from rich.console import Console
-from rich.table import Table
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
 
 REPEATS = 7
-_PACKAGES = ("loramux", "torch", "diffusers", "transformers")
+_PACKAGES = ("loramux", "torch", "triton", "diffusers", "transformers", "peft")
+
+Name = TypeVar("Name")
+Clock = Callable[[Callable[[], object]], float]
+"""Seconds that one call takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +41,55 @@ class Row:
         return self.value <= limit if self.bound.startswith("<=") else self.value >= limit
 
 
+def wall(call: Callable[[], object]) -> float:
+    """By the wall clock."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def medians(
+    calls: Mapping[Name, Callable[[], object]],
+    repeats: int = REPEATS,
+    clock: Clock = wall,
+    *,
+    seconds: float = 0.0,
+    warm: bool = False,
+) -> dict[Name, float]:
+    """Median time of every call; all run in every round, so that a busy machine slows all, and once beforehand
+    untimed. The order is another in every round: what runs after a long call often meets the end of a time slice.
+
+    seconds: further rounds are run until the timed ones have taken so long. warm: all have run already.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in calls}
+    for call in () if warm else calls.values():
+        call()
+    order, shuffle = list(calls), random.Random(0).shuffle
+    spent, rounds = 0.0, 0
+    while rounds < repeats or spent < seconds:
+        shuffle(order)
+        for name in order:
+            taken = clock(calls[name])
+            times[name].append(taken)
+            spent += taken
+        rounds += 1
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
 def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median time of `one` over that of `other`; both run in turn, so that a busy machine slows both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    one()
-    other()
-    for _ in range(repeats):
-        for call, taken in zip((one, other), times, strict=True):
-            started = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - started)
-    return statistics.median(times[0]) / statistics.median(times[1])
+    """Median time of `one` over that of `other`."""
+    taken = medians({"one": one, "other": other}, repeats)
+    return taken["one"] / taken["other"]
 
 
 def tell(name: str, rows: Sequence[Row], as_json: bool) -> None:
     """Prints the rows."""
     if as_json:
-        print(json.dumps(_report(name, rows), indent=1))
+        print(json.dumps(report(f"loramux bench {name} --json", rows), indent=1))
         return
+    from rich.console import Console  # absent where only the kernels are measured
+    from rich.table import Table
+
     table = Table("measurement", "value", "unit", "bound", "holds", title=f"loramux bench {name}")
     for row in rows:
         holds = ("yes" if row.holds else "no") if row.bound else ""
@@ -62,10 +97,26 @@ def tell(name: str, rows: Sequence[Row], as_json: bool) -> None:
     Console().print(table)
 
 
-def _report(name: str, rows: Sequence[Row]) -> dict[str, object]:
+def report(command: str, rows: Sequence[Row], machine: Mapping[str, object] | None = None) -> dict[str, object]:
+    """The one form of every result. machine: what else is known of it."""
     return {
-        "machine": {"machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()},
-        "versions": {package: version(package) for package in _PACKAGES},
-        "command": f"loramux bench {name} --json",
+        "machine": {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+            **(machine or {}),
+        },
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "command": command,
         "rows": [{**asdict(row), "holds": row.holds} for row in rows],
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
