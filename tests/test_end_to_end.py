@@ -190,7 +190,7 @@ def test_a_stream_tells_the_whole_story_in_order(server: Running) -> None:
         ({"prompt": " ", "blend": {"ink": 1.0}}, {"prompt": "is empty, expected text where the blend lists adapters"}),
         ({"guidance_scale": float("nan")}, {"guidance_scale": "is nan, expected 0 to 50.0"}),
         ({"num_images": 0, "seed": -3}, {"num_images": "is 0, expected 1 to 16", "seed": None}),
-        ({"sampler": 77}, {"sampler": "is 77, expected one of [1, 2, 3, 4, 5]"}),
+        ({"sampler": 77}, {"sampler": "is 77, expected one of [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"}),
         ({"prompt": "x" * 10_001}, {"prompt": "has 10001 characters, expected at most 10000"}),
         ({"blend": {"": 1.0}}, {"blend.entries[0].adapter": None}),
     ],
@@ -429,6 +429,43 @@ def test_a_generic_client_works_through_reflection(server: Running) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"][0]["format"] == "IMAGE_FORMAT_PNG"
+
+
+def test_everything_asked_is_applied_and_told(server: Running) -> None:
+    asked = generation_pb2.GenerateRequest(
+        prompt="a (red:1.3) apple",
+        prompt_syntax=generation_pb2.PROMPT_SYNTAX_PLAIN,
+        long_prompt=generation_pb2.LONG_PROMPT_CUT,
+        clip_skip=1,
+        sampler=generation_pb2.SAMPLER_HEUN,
+        sigma_schedule=generation_pb2.SIGMA_SCHEDULE_EXPONENTIAL,
+        steps=2,
+        guidance_scale=2.5,
+        guidance_rescale=0.5,
+        seed=7,
+        image_format=generation_pb2.IMAGE_FORMAT_JPEG,
+        quality=60,
+        omit_parameters=True,
+    )
+    made = server.pictures.Generate(asked)
+    for field in (
+        "prompt_syntax", "long_prompt", "clip_skip", "sampler", "sigma_schedule", "steps", "guidance_scale",
+        "guidance_rescale", "seed",
+    ):  # fmt: skip
+        assert getattr(made.applied, field) == getattr(asked, field), field
+    (image,) = made.images
+    assert image.format == generation_pb2.IMAGE_FORMAT_JPEG and image.data[:2] == b"\xff\xd8"
+    assert b"Exif" not in image.data
+    asked.sampler, asked.sigma_schedule = generation_pb2.SAMPLER_EULER, generation_pb2.SIGMA_SCHEDULE_UNSPECIFIED
+    asked.ClearField("steps")
+    asked.timesteps.extend([900, 300])
+    applied = server.pictures.Generate(asked).applied
+    assert list(applied.timesteps) == [900, 300] and applied.steps == 2
+    for field in ("sigma_schedule", "prompt_syntax", "long_prompt", "image_format"):
+        wrong = generation_pb2.GenerateRequest(prompt="x", **{field: 99})
+        with pytest.raises(grpc.RpcError) as caught:
+            server.pictures.Generate(wrong)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and field in caught.value.details()
 
 
 def test_the_command_line_draws_a_blend(server: Running, names: list[str], tmp_path: Path) -> None:

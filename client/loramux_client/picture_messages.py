@@ -38,17 +38,24 @@ PROMPT_SYNTAXES: dict[str, pb.PromptSyntax] = {
     "plain": pb.PROMPT_SYNTAX_PLAIN,
 }
 LONG_PROMPTS: dict[str, pb.LongPrompt] = {"chunks": pb.LONG_PROMPT_CHUNKS, "cut": pb.LONG_PROMPT_CUT}
+FORMATS: dict[str, pb.ImageFormat] = {
+    "png": pb.IMAGE_FORMAT_PNG,
+    "jpeg": pb.IMAGE_FORMAT_JPEG,
+    "webp": pb.IMAGE_FORMAT_WEBP,
+    "latents": pb.IMAGE_FORMAT_LATENTS,
+}
 _ENUMS: dict[str, Mapping[str, int]] = {
     "sampler": SAMPLERS,
     "sigma_schedule": SIGMA_SCHEDULES,
     "prompt_syntax": PROMPT_SYNTAXES,
     "long_prompt": LONG_PROMPTS,
+    "image_format": FORMATS,
 }
 _SAMPLER_NAMES: dict[int, str] = {number: name for name, number in SAMPLERS.items()}
 _SYNTAX_NAMES: dict[int, str] = {number: name for name, number in PROMPT_SYNTAXES.items()}
 _LONG_PROMPT_NAMES: dict[int, str] = {number: name for name, number in LONG_PROMPTS.items()}
 _SIGMA_NAMES: dict[int, str] = {number: name for name, number in SIGMA_SCHEDULES.items()}
-_FORMAT_NAMES: dict[int, str] = {pb.IMAGE_FORMAT_PNG: "png"}
+_FORMAT_NAMES: dict[int, str] = {number: name for name, number in FORMATS.items()}
 
 
 def set_field(message: Message, field: str, value: object, where: str = "") -> None:

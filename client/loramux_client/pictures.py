@@ -14,6 +14,7 @@ from typing import Literal, TypedDict
 Sampler = Literal["ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "heun", "dpmpp-2m-sde", "dpmpp-sde", "unipc", "lcm"]
 PromptSyntax = Literal["weighted", "plain"]
 LongPrompt = Literal["chunks", "cut"]
+ImageFormat = Literal["png", "jpeg", "webp", "latents"]
 SigmaSchedule = Literal["karras", "exponential", "beta"]
 
 
@@ -66,6 +67,12 @@ class Asking(TypedDict, total=False):
     num_images: int
     width: int
     height: int
+    image_format: ImageFormat
+    """latents is a safetensors file of what there is before decoding."""
+    quality: int
+    """Of jpeg and webp, 1 to 100."""
+    omit_parameters: bool
+    """Leaves out of the files what they were made with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ class Admission:
             num_images=_either(request.num_images, 1),
             width=_either(request.width, base.side),
             height=_either(request.height, base.side),
+            output=request.output,
         )
 
     def _weighted(self, entry: BlendEntry) -> Weighted:
@@ -148,6 +149,7 @@ def _violations(request: GenerationRequest, job: Job, base: BaseFacts) -> list[V
         _range("num_images", job.num_images, 1, MAX_IMAGES),
         _size("width", job.width, base),
         _size("height", job.height, base),
+        _range("quality", job.output.quality, 1, 100),
         _length("prompt", job.prompt),
         _length("negative_prompt", job.negative_prompt),
         _range("blend.entries", len(request.blend), 0, MAX_ENTRIES),

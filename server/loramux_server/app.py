@@ -79,7 +79,13 @@ class App:
         impl = _impl(settings.kernels, base.device, base.unet.dtype)
         self.store = Store.open(settings.store)
         self.engine = Engine(
-            base, self.store.compiled, self.metrics, pool_bytes=settings.pool_bytes, impl=impl, observer=observer
+            base,
+            self.store.compiled,
+            self.metrics,
+            version=self.version,
+            pool_bytes=settings.pool_bytes,
+            impl=impl,
+            observer=observer,
         )
         self.metrics.registry.register(StoreCollector(self.store.stats))
         layout = _registered(self.engine.layout, self.store)

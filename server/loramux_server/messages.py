@@ -14,12 +14,15 @@ from loramux_server import admission
 from loramux_server.admission import BaseFacts
 from loramux_server.errors import InvalidRequest, Violation
 from loramux_server.requests import (
+    QUALITY,
     BlendEntry,
     Done,
     GenerationRequest,
+    ImageFormat,
     ImageReady,
     Job,
     LongPrompt,
+    Output,
     PromptSyntax,
     Queued,
     Sampler,
@@ -73,7 +76,14 @@ _SYNTAX_NUMBERS = {syntax: number for number, syntax in _SYNTAXES.items()}
 _LONG_PROMPT_NUMBERS = {long: number for number, long in _LONG_PROMPTS.items()}
 _SIGMA_NUMBERS = {schedule: number for number, schedule in _SIGMA_SCHEDULES.items()}
 _SAMPLER_NUMBERS = {sampler: number for number, sampler in SAMPLERS.items()}
-_FORMATS = (generation_pb2.IMAGE_FORMAT_UNSPECIFIED, generation_pb2.IMAGE_FORMAT_PNG)
+_FORMATS = {
+    generation_pb2.IMAGE_FORMAT_UNSPECIFIED: ImageFormat.PNG,
+    generation_pb2.IMAGE_FORMAT_PNG: ImageFormat.PNG,
+    generation_pb2.IMAGE_FORMAT_JPEG: ImageFormat.JPEG,
+    generation_pb2.IMAGE_FORMAT_WEBP: ImageFormat.WEBP,
+    generation_pb2.IMAGE_FORMAT_LATENTS: ImageFormat.LATENTS,
+}
+_FORMAT_NUMBERS = {format: number for number, format in _FORMATS.items()}
 
 
 def generation_request(message: generation_pb2.GenerateRequest) -> GenerationRequest:
@@ -85,8 +95,6 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
     sampler = None
     if message.sampler != generation_pb2.SAMPLER_UNSPECIFIED:
         sampler = _known("sampler", message.sampler, SAMPLERS)
-    if message.image_format not in _FORMATS:
-        raise _unknown("image_format", message.image_format, _FORMATS)
     return GenerationRequest(
         prompt=message.prompt,
         negative_prompt=message.negative_prompt,
@@ -109,6 +117,11 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
         num_images=message.num_images if message.HasField("num_images") else None,
         width=message.width if message.HasField("width") else None,
         height=message.height if message.HasField("height") else None,
+        output=Output(
+            format=_known("image_format", message.image_format, _FORMATS),
+            quality=message.quality if message.HasField("quality") else QUALITY,
+            parameters=not message.omit_parameters,
+        ),
     )
 
 
@@ -162,10 +175,10 @@ def image(ready: ImageReady) -> generation_pb2.Image:
     return generation_pb2.Image(
         index=ready.index,
         seed=ready.seed,
-        format=generation_pb2.IMAGE_FORMAT_PNG,
+        format=_FORMAT_NUMBERS[ready.format],
         width=ready.width,
         height=ready.height,
-        data=ready.png,
+        data=ready.data,
     )
 
 

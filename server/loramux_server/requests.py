@@ -48,6 +48,28 @@ class LongPrompt(StrEnum):
     CUT = "cut"
 
 
+class ImageFormat(StrEnum):
+    """Encoding of a picture; LATENTS is what there is before it."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+    LATENTS = "latents"
+
+
+QUALITY = 90
+"""Of JPEG and WebP where none is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How pictures are delivered. quality: of JPEG and WebP; parameters: whether they say what made them."""
+
+    format: ImageFormat = ImageFormat.PNG
+    quality: int = QUALITY
+    parameters: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class TextMode:
     """How prompts are read. clip_skip: layers of the text encoder left out at its end."""
@@ -83,6 +105,7 @@ class GenerationRequest:
     num_images: int | None = None
     width: int | None = None
     height: int | None = None
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +142,7 @@ class Job:
     num_images: int
     width: int
     height: int
+    output: Output
 
     @property
     def guided(self) -> bool:
@@ -169,13 +193,14 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class ImageReady:
-    """Picture `index` is drawn; `png` is the encoded file."""
+    """Picture `index` is drawn; `data` is the whole file."""
 
     index: int
     seed: int
     width: int
     height: int
-    png: bytes
+    format: ImageFormat
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class Runner:
             return
         try:
             assert result.latents is not None
-            png = self._engine.decode(result.latents)
+            data = self._engine.deliver(job, result.key.index, result.latents)
         except Exception:
             _log.exception("a picture could not be decoded")
             error = PictureFailed(f"picture {result.key.index} could not be decoded")
@@ -187,7 +187,7 @@ class Runner:
             return
         self._metrics.images.inc()
         index = result.key.index
-        running.listener(ImageReady(index, job.seed + index, job.width, job.height, png))
+        running.listener(ImageReady(index, job.seed + index, job.width, job.height, job.output.format, data))
         with self._lock:
             self._scheduler.remove([result.key])
         running.undelivered -= 1

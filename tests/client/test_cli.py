@@ -17,6 +17,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
 
+from loramux.v1 import generation_pb2
 from loramux_client import cli
 from loramux_client.commands import installed
 from loramux_client.commands.generate import numbered
@@ -87,6 +88,20 @@ def test_control_characters_never_reach_the_terminal() -> None:
 
 
 # Commands.
+
+
+@pytest.mark.parametrize(
+    "name,format",
+    [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.safetensors", "LATENTS"), ("a.png", "PNG")],
+)
+async def test_the_files_name_says_its_format(server: Any, tmp_path: Path, name: str, format: str) -> None:
+    options = ["--quality", "70", "--no-parameters", "--plain", "--clip-skip", "1", "--sigmas", "karras"]
+    assert await run(server, "generate", "a cat", *options, "-o", str(tmp_path / name)) == 0
+    (request,) = server.requests
+    assert request.image_format == getattr(generation_pb2, f"IMAGE_FORMAT_{format}")
+    assert request.quality == 70 and request.omit_parameters and request.clip_skip == 1
+    assert request.prompt_syntax == generation_pb2.PROMPT_SYNTAX_PLAIN
+    assert request.sigma_schedule == generation_pb2.SIGMA_SCHEDULE_KARRAS
 
 
 async def test_generate_writes_pictures_and_says_what_was_applied(
@@ -194,6 +209,7 @@ async def test_a_refusal_is_one_line_and_one_for_each_violation(
         ["generate"],
         ["generate", "x", "--adapter", "ink=much"],
         ["generate", "x", "--sampler", "plms"],
+        ["generate", "x", "-o", "a.gif"],
         ["generate", "x", "--steps", "many"],
         ["adapters", "push", "f", "--label", "nothing"],
         ["adapters", "bogus"],

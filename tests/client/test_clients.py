@@ -87,6 +87,14 @@ async def test_how_noise_falls_may_be_asked(ask: Any, server: Any) -> None:
     assert made.applied.sigma_schedule is None and made.applied.timesteps == ()
 
 
+async def test_reading_and_delivery_may_be_asked(ask: Any, server: Any) -> None:
+    await ask("generate", "", prompt_syntax="plain", long_prompt="cut", clip_skip=1, image_format="webp", quality=7)
+    (request,) = server.requests
+    assert request.prompt_syntax == generation_pb2.PROMPT_SYNTAX_PLAIN
+    assert request.long_prompt == generation_pb2.LONG_PROMPT_CUT and request.clip_skip == 1
+    assert request.image_format == generation_pb2.IMAGE_FORMAT_WEBP and request.quality == 7
+
+
 async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
     await ask("generate", "", adapters={"ink": 0.8, "noto": None})
     first, second = server.requests[0].blend.entries

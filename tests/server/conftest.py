@@ -236,7 +236,7 @@ class Handle:
             if isinstance(event, Failed):
                 raise event.error
         ready = sorted((e for e in self.events if isinstance(e, ImageReady)), key=lambda e: e.index)
-        return [np.asarray(Image.open(io.BytesIO(e.png))) for e in ready]
+        return [np.asarray(Image.open(io.BytesIO(e.data))) for e in ready]
 
 
 @pytest.fixture

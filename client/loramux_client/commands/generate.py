@@ -21,6 +21,7 @@ from loramux_client.pictures import (
     Asking,
     Done,
     Event,
+    ImageFormat,
     ImageReady,
     Queued,
     Sampler,
@@ -29,6 +30,16 @@ from loramux_client.pictures import (
     Step,
     Use,
 )
+
+_FORMATS: dict[str, ImageFormat] = {
+    ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".safetensors": "latents"
+}  # fmt: skip
+"""What a file's name asks for."""
+
+
+def _known_suffix(_: type[Any], output: Path) -> None:
+    if output.suffix.lower() not in _FORMATS:
+        raise ValueError(f"{output} ends in none of {', '.join(_FORMATS)}")
 
 
 def _uses(_: type[Any], tokens: Sequence[Token]) -> list[Use]:
@@ -67,8 +78,14 @@ def generate(
     height: int | None = None,
     output: Annotated[
         Path,
-        Parameter(name=["--output", "-o"], help="File; several pictures go to FILE-0.png, FILE-1.png..."),
+        Parameter(
+            name=["--output", "-o"],
+            validator=_known_suffix,
+            help="File, .png, .jpg, .webp or .safetensors (latents); several go to FILE-0.png, FILE-1.png...",
+        ),
     ] = Path("loramux.png"),
+    quality: Annotated[int | None, Parameter(help="Of .jpg and .webp, 1 to 100.")] = None,
+    no_parameters: Annotated[bool, Parameter(negative="", help="Leave out of the file what it was made with.")] = False,
     server: Server = None,
 ) -> None:
     """Draw a picture with a blend of adapters. What is not said, the server decides."""
@@ -86,6 +103,9 @@ def generate(
         "num_images": num_images,
         "width": width,
         "height": height,
+        "image_format": _FORMATS[output.suffix.lower()],
+        "quality": quality,
+        "omit_parameters": no_parameters or None,
     }
     asking = Asking(**{name: value for name, value in asked.items() if value is not None})  # pyright: ignore[reportArgumentType]
     output.parent.mkdir(parents=True, exist_ok=True)

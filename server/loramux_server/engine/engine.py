@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loramux_kernels import Entries, Impl, Tables
+from loramux_server import parameters
 from loramux_server.engine import pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
 from loramux_server.engine.fused_attention import fuse_projections
@@ -26,7 +27,7 @@ from loramux_server.engine.sampling import ImageSampler, guide
 from loramux_server.engine.text import PromptEncoder
 from loramux_server.errors import BadSetting, PictureFailed
 from loramux_server.metrics import Metrics
-from loramux_server.requests import ImageKey, Job, Sampling
+from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling
 from loramux_store.layout import Layout
 from loramux_store.record import VersionRecord
 
@@ -69,12 +70,14 @@ class Engine:
         compiled: Callable[[VersionRecord], Path],
         metrics: Metrics,
         *,
+        version: str,
         pool_bytes: int,
         impl: Impl = "reference",
         observer: Observer | None = None,
     ) -> None:
         self.base = base
         self._metrics = metrics
+        self._version = version
         self._observer = observer
         self._images: dict[ImageKey, _Image] = {}
         self.groups = wrap({"unet": base.unet, "text_encoder": base.text_encoder}, impl)
@@ -137,9 +140,13 @@ class Engine:
         for key in keys:
             self._images.pop(key, None)
 
-    def decode(self, latents: Tensor) -> bytes:
-        """PNG of finished latents; safe beside ticks."""
-        return pictures.to_png(pictures.decode(self.base.vae, latents))
+    def deliver(self, job: Job, index: int, latents: Tensor) -> bytes:
+        """The file of finished latents; safe beside ticks."""
+        base = self.base
+        text = parameters.text_of(job, index, base.name, base.digest, self._version) if job.output.parameters else ""
+        if job.output.format == ImageFormat.LATENTS:
+            return pictures.raw(latents, text)
+        return pictures.encode(pictures.decode(base.vae, latents), job.output, text)
 
     def close(self) -> None:
         """Ends the loader's thread."""

@@ -1,0 +1,64 @@
+"""What a picture was made with, as the text that people's tools read out of picture files.
+
+Takes a job, a picture's index and what the base is; gives the text: the prompt with `<lora:name:weight>` tags, the
+negative prompt, and a line of `Key: value` pairs with the names that Stable Diffusion web interfaces gave them. It
+knows no file format.
+"""
+
+from loramux_server.requests import Job, Sampler, SigmaSchedule
+
+_SAMPLERS = {
+    Sampler.DDIM: "DDIM",
+    Sampler.PNDM: "PLMS",
+    Sampler.EULER: "Euler",
+    Sampler.EULER_ANCESTRAL: "Euler a",
+    Sampler.DPMPP_2M: "DPM++ 2M",
+    Sampler.HEUN: "Heun",
+    Sampler.DPMPP_2M_SDE: "DPM++ 2M SDE",
+    Sampler.DPMPP_SDE: "DPM++ SDE",
+    Sampler.UNIPC: "UniPC",
+    Sampler.LCM: "LCM",
+}
+_SCHEDULES = {
+    SigmaSchedule.KARRAS: "Karras",
+    SigmaSchedule.EXPONENTIAL: "Exponential",
+    SigmaSchedule.BETA: "Beta",
+}
+_SHORT = 10  # hexadecimal digits of a digest, as web interfaces show them
+
+
+def text_of(job: Job, index: int, base_name: str, base_digest: str, server_version: str) -> str:
+    """The text for picture `index` of a job."""
+    tags = "".join(f" <lora:{w.version.adapter}:{w.weight:g}>" for w in job.blend)
+    lines = [f"{job.prompt}{tags}"]
+    if job.guided and job.negative_prompt:
+        lines.append(f"Negative prompt: {job.negative_prompt}")
+    pairs = _pairs(job, index) | {
+        "Model hash": base_digest[:_SHORT],
+        "Model": base_name,
+        "Lora hashes": _hashes(job),
+        "Version": f"LoRAMux {server_version}",
+    }
+    lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items() if value))
+    return "\n".join(lines)
+
+
+def _pairs(job: Job, index: int) -> dict[str, str]:
+    sampling = job.sampling
+    return {
+        "Steps": str(sampling.steps),
+        "Sampler": _SAMPLERS[sampling.sampler],
+        "Schedule type": _SCHEDULES.get(sampling.sigma_schedule, ""),
+        "Timesteps": f'"{", ".join(map(str, sampling.timesteps))}"' if sampling.timesteps else "",
+        "CFG scale": f"{sampling.guidance_scale:g}",
+        "CFG Rescale": f"{sampling.guidance_rescale:g}" if sampling.guidance_rescale else "",
+        "Seed": str(job.seed + index),
+        "Size": f"{job.width}x{job.height}",
+        # web interfaces count the layers from the end, and the last is 1
+        "Clip skip": str(job.text_mode.clip_skip + 1) if job.text_mode.clip_skip else "",
+    }
+
+
+def _hashes(job: Job) -> str:
+    hashes = ", ".join(f"{w.version.adapter}: {w.version.blob_digest[:12]}" for w in job.blend)
+    return f'"{hashes}"' if hashes else ""
