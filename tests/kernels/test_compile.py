@@ -252,7 +252,7 @@ def _operands(case: Case, kernel: Kernel) -> dict[str, Operand]:
 
 def _planted(arch: int, variant: str, tile: str, shrink: str) -> Wanted:
     """A layer of SD1.5 with a line that the table does not have."""
-    cells = (f"sm_{arch}", "16", "linear", "*", "*", "*", "*", variant, tile, shrink, "planted")
+    cells = (f"sm_{arch}", "16", "linear", "*", "*", "*", "64", variant, tile, shrink, "planted")
     lines = (",".join(COLUMNS), ",".join(cells))
     case = Case("linear", "bfloat16", 2, 1024, 640, 640, 16, line=lines)
     return Wanted(arch, aot.read(lines)[0], case)
