@@ -7,7 +7,7 @@ know channels or calls.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Unpack
+from typing import Unpack, cast
 
 from google.protobuf.message import Message
 
@@ -85,12 +85,9 @@ def generate_request(prompt: str, **asking: Unpack[pictures.Asking]) -> pb.Gener
     """The message that asks for pictures; what is not said stays unset."""
     request = pb.GenerateRequest()
     rest: dict[str, object] = {"prompt": prompt, **asking}
-    for number, use in enumerate(uses_of(asking.get("adapters", ()))):
-        entry, where = request.blend.entries.add(), f"blend.entries[{number}]."
-        set_field(entry, "adapter", use.adapter, where)
-        if use.weight is not None:
-            set_field(entry, "weight", use.weight, where)
-    rest.pop("adapters", None)
+    for name, field in (("adapters", "blend"), ("negative_adapters", "negative_blend")):
+        if (blend := rest.pop(name, None)) is not None:
+            _set_blend(getattr(request, field), field, cast("pictures.Blend", blend))
     for field, numbers in _ENUMS.items():
         if name := rest.pop(field, None):
             set_field(request, field, _number(field, str(name), numbers))
@@ -100,6 +97,36 @@ def generate_request(prompt: str, **asking: Unpack[pictures.Asking]) -> pb.Gener
         if value is not None:
             set_field(request, field, value)
     return request
+
+
+def _set_blend(message: pb.Blend, field: str, blend: pictures.Blend) -> None:
+    message.SetInParent()  # an empty one says something too
+    for number, use in enumerate(uses_of(blend)):
+        entry, where = message.entries.add(), f"{field}.entries[{number}]."
+        set_field(entry, "adapter", use.adapter, where)
+        if use.weight is not None:
+            set_field(entry, "weight", use.weight, where)
+        _set_parts(entry, use, where)
+        for at, factor in use.schedule:
+            point = entry.schedule.add()
+            set_field(point, "progress", at, f"{where}schedule.")
+            set_field(point, "factor", factor, f"{where}schedule.")
+
+
+def _set_parts(entry: pb.BlendEntry, use: pictures.Use, where: str) -> None:
+    for part in ("unet", "text_encoder"):
+        if (factor := getattr(use, part)) is not None:
+            set_field(entry.part_weights, part, factor, f"{where}part_weights.")
+    for block, factor in use.blocks.items():
+        try:
+            entry.part_weights.blocks[block] = factor
+        except (TypeError, ValueError) as wrong:
+            path = f"{where}part_weights.blocks"
+            raise InvalidArgument(
+                f"{path} cannot hold {block!r}: {factor!r}: {wrong}",
+                reason="UNSENDABLE",
+                violations=[Violation(path, str(wrong))],
+            ) from None
 
 
 def _number(field: str, name: str, numbers: Mapping[str, int]) -> int:
@@ -132,7 +159,8 @@ def read_sampler(number: int) -> str:
 def read_applied(message: pb.Applied) -> pictures.Applied:
     """What was applied."""
     return pictures.Applied(
-        adapters=tuple(pictures.AppliedAdapter(a.adapter, a.version, a.digest, a.weight) for a in message.adapters),
+        adapters=tuple(map(_read_adapter, message.adapters)),
+        negative_adapters=tuple(map(_read_adapter, message.negative_adapters)) if message.has_negative_blend else None,
         seed=message.seed,
         sampler=read_sampler(message.sampler),
         sigma_schedule=_SIGMA_NAMES.get(message.sigma_schedule),
@@ -147,6 +175,20 @@ def read_applied(message: pb.Applied) -> pictures.Applied:
         clip_skip=message.clip_skip,
         base_digest=message.base_digest,
         server_version=message.server_version,
+    )
+
+
+def _read_adapter(message: pb.AppliedAdapter) -> pictures.AppliedAdapter:
+    parts = message.part_weights
+    return pictures.AppliedAdapter(
+        message.adapter,
+        message.version,
+        message.digest,
+        message.weight,
+        unet=parts.unet if parts.HasField("unet") else 1.0,
+        text_encoder=parts.text_encoder if parts.HasField("text_encoder") else 1.0,
+        blocks=dict(parts.blocks),
+        schedule=tuple((point.progress, point.factor) for point in message.schedule),
     )
 
 

@@ -6,7 +6,7 @@ Takes and gives plain values; knows neither protobuf nor gRPC.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -18,12 +18,25 @@ ImageFormat = Literal["png", "jpeg", "webp", "latents"]
 SigmaSchedule = Literal["karras", "exponential", "beta"]
 
 
+SchedulePoint = tuple[float, float]
+"""Progress in timesteps, 0 to 1, and the factor of the weight there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One adapter of a blend: `ink`, or `ink@3` for its version 3. No weight: its default one."""
+    """One adapter of a blend: `ink`, or `ink@3` for its version 3. No weight: its default one.
+
+    unet, text_encoder, blocks: factors of the weight in parts of the base; blocks are `down.0`, `mid`, `up.1`...
+    schedule: factor of the weight over progress, in the UNet: straight lines between the points, level outside them;
+    of two points at one place the later holds from there on.
+    """
 
     adapter: str
     weight: float | None = None
+    unet: float | None = None
+    text_encoder: float | None = None
+    blocks: Mapping[str, float] = field(default_factory=dict[str, float])
+    schedule: Sequence[SchedulePoint] = ()
 
     @classmethod
     def parse(cls, text: str) -> Use:
@@ -47,6 +60,8 @@ class Asking(TypedDict, total=False):
 
     adapters: Blend
     """{"ink": 0.8}, or a sequence of Use("ink@3", weight) and names."""
+    negative_adapters: Blend
+    """Those of the unconditional row and the negative prompt; left out, they are the same, and empty means none."""
     negative_prompt: str
     prompt_syntax: PromptSyntax
     """weighted, the default: (more), [less], (word:1.3), BREAK; plain: every character is text."""
@@ -83,6 +98,10 @@ class AppliedAdapter:
     version: int
     digest: str
     weight: float
+    unet: float = 1.0
+    text_encoder: float = 1.0
+    blocks: Mapping[str, float] = field(default_factory=dict[str, float])
+    schedule: tuple[SchedulePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,8 @@ class Applied:
     """Everything a picture depends on: the same values draw the same picture."""
 
     adapters: tuple[AppliedAdapter, ...]
+    negative_adapters: tuple[AppliedAdapter, ...] | None
+    """None where the unconditional row had the same."""
     seed: int
     sampler: str
     sigma_schedule: str | None

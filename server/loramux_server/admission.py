@@ -7,7 +7,7 @@ It reads the catalog, so it does not belong on the event loop. It knows no proto
 import math
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,8 +17,10 @@ from loramux_server.requests import (
     BlendEntry,
     GenerationRequest,
     Job,
+    PartWeights,
     Sampler,
     Sampling,
+    SchedulePoint,
     SigmaSchedule,
     TextMode,
     Weighted,
@@ -34,6 +36,7 @@ MAX_GUIDANCE = 50.0
 MAX_IMAGES = 16
 MAX_ENTRIES = 32
 MAX_WEIGHT = 16.0
+MAX_POINTS = 32
 MAX_PROMPT = 10_000
 MAX_RANK = MAX_ROW_RANK
 MAX_SEED = 2**63 - 1
@@ -60,7 +63,7 @@ class Admission:
     """Turns requests into jobs.
 
     check_blend: refuses versions that can never fit the pool together; check_sampling: what a sampler cannot do on
-    this base; check_prompts: what is wrong with prompts by field.
+    this base; check_prompts: what is wrong with prompts by field; blocks: of the base's UNet.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class Admission:
         check_blend: Callable[[Sequence[VersionRecord]], None],
         check_sampling: Callable[[Sampling], Sequence[Violation]],
         check_prompts: Callable[[dict[str, str], TextMode], Sequence[Violation]],
+        blocks: Collection[str],
     ) -> None:
         self._store = store
         self.base = base
         self._check_blend = check_blend
         self._check_sampling = check_sampling
         self._check_prompts = check_prompts
+        self._blocks = blocks
 
     def admit(self, request: GenerationRequest) -> Job:
         """The request as a job.
@@ -86,16 +91,23 @@ class Admission:
             Incompatible: an adapter of another layout, or a blend that can never fit.
         """
         job = self._settle(request)
-        violations = _violations(request, job, self.base)
+        violations = _violations(request, job, self.base, self._blocks)
         if not violations:
             prompts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
             violations = [*self._check_sampling(job.sampling), *self._check_prompts(prompts, job.text_mode)]
         if violations:
             raise InvalidRequest(tuple(violations))
-        blend = tuple(self._weighted(entry) for entry in request.blend)
-        _refuse_twice(blend)
+        blend = self._resolved("blend", request.blend)
+        negative = None
+        if request.negative_blend is not None:
+            negative = self._resolved("negative_blend", request.negative_blend)
+        return replace(job, blend=blend, negative_blend=negative)
+
+    def _resolved(self, field: str, entries: Sequence[BlendEntry]) -> tuple[Weighted, ...]:
+        blend = tuple(self._weighted(entry) for entry in entries)
+        _refuse_twice(field, blend)
         self._check_blend([weighted.version for weighted in blend])
-        return replace(job, blend=blend)
+        return blend
 
     def _settle(self, request: GenerationRequest) -> Job:
         """The request with every open field filled, without its blend."""
@@ -106,6 +118,7 @@ class Admission:
             negative_prompt=request.negative_prompt,
             text_mode=request.text_mode,
             blend=(),
+            negative_blend=None,
             sampling=Sampling(
                 sampler=_either(request.sampler, base.sampler),
                 steps=_either(request.steps, len(request.timesteps) or base.steps),
@@ -129,17 +142,17 @@ class Admission:
                 f"adapter {entry.adapter} is for the layout {version.layout_name}, "
                 f"the base {self.base.name} has {self.base.layout_name}",
             )
-        if entry.weight is not None:
-            return Weighted(version, entry.weight)
-        default = self._store.get_adapter(version.adapter).default_weight
-        return Weighted(version, _either(default, 1.0))
+        weight = entry.weight
+        if weight is None:
+            weight = _either(self._store.get_adapter(version.adapter).default_weight, 1.0)
+        return Weighted(version, weight, entry.parts, entry.schedule)
 
 
 def _either(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _violations(request: GenerationRequest, job: Job, base: BaseFacts) -> list[Violation]:
+def _violations(request: GenerationRequest, job: Job, base: BaseFacts, blocks: Collection[str]) -> list[Violation]:
     found = [
         _range("steps", job.sampling.steps, 1, MAX_STEPS),
         _range("guidance_scale", job.sampling.guidance_scale, 0, MAX_GUIDANCE),
@@ -152,16 +165,50 @@ def _violations(request: GenerationRequest, job: Job, base: BaseFacts) -> list[V
         _range("quality", job.output.quality, 1, 100),
         _length("prompt", job.prompt),
         _length("negative_prompt", job.negative_prompt),
-        _range("blend.entries", len(request.blend), 0, MAX_ENTRIES),
+        *_blend("blend", request.blend, blocks),
+        *_blend("negative_blend", request.negative_blend or (), blocks),
     ]
     if request.blend and not request.prompt.strip():
         found.append(Violation("prompt", "is empty, expected text where the blend lists adapters"))
-    for index, entry in enumerate(request.blend):
-        if entry.weight is not None:
-            found.append(_range(f"blend.entries[{index}].weight", entry.weight, -MAX_WEIGHT, MAX_WEIGHT))
-        if not entry.adapter:
-            found.append(Violation(f"blend.entries[{index}].adapter", "is empty, expected a name or name@version"))
     return [violation for violation in found if violation is not None]
+
+
+def _blend(field: str, entries: Sequence[BlendEntry], blocks: Collection[str]) -> list[Violation | None]:
+    found = [_range(f"{field}.entries", len(entries), 0, MAX_ENTRIES)]
+    for index, entry in enumerate(entries):
+        where = f"{field}.entries[{index}]"
+        if not entry.adapter:
+            found.append(Violation(f"{where}.adapter", "is empty, expected a name or name@version"))
+        if entry.weight is not None:
+            found.append(_weight(f"{where}.weight", entry.weight))
+        found += _parts(f"{where}.part_weights", entry.parts, blocks)
+        found += _schedule(f"{where}.schedule", entry.schedule)
+    return found
+
+
+def _weight(field: str, value: float) -> Violation | None:
+    return _range(field, value, -MAX_WEIGHT, MAX_WEIGHT)
+
+
+def _parts(where: str, parts: PartWeights, blocks: Collection[str]) -> list[Violation | None]:
+    found = [_weight(f"{where}.unet", parts.unet), _weight(f"{where}.text_encoder", parts.text_encoder)]
+    for block, factor in parts.blocks:
+        found.append(_weight(f"{where}.blocks[{block}]", factor))
+        if block not in blocks:
+            expected = ", ".join(sorted(blocks))
+            found.append(Violation(f"{where}.blocks[{block}]", f"is no block of this base, expected one of {expected}"))
+    return found
+
+
+def _schedule(where: str, points: Sequence[SchedulePoint]) -> list[Violation | None]:
+    found = [_range(where, len(points), 0, MAX_POINTS)]
+    for index, (progress, factor) in enumerate(points):
+        found.append(_range(f"{where}[{index}].progress", progress, 0, 1))
+        found.append(_weight(f"{where}[{index}].factor", factor))
+        if index and progress < points[index - 1][0]:
+            before = points[index - 1][0]
+            found.append(Violation(f"{where}[{index}].progress", f"is {progress}, expected at least {before} after it"))
+    return found
 
 
 def _range(field: str, value: float, low: float, high: float) -> Violation | None:
@@ -199,7 +246,7 @@ def _length(field: str, text: str) -> Violation | None:
     return Violation(field, f"has {len(text)} characters, expected at most {MAX_PROMPT}")
 
 
-def _refuse_twice(blend: Sequence[Weighted]) -> None:
+def _refuse_twice(field: str, blend: Sequence[Weighted]) -> None:
     seen: dict[str, int] = {}
     for index, weighted in enumerate(blend):
         first = seen.setdefault(weighted.version.digest, index)
@@ -207,8 +254,8 @@ def _refuse_twice(blend: Sequence[Weighted]) -> None:
             raise InvalidRequest(
                 (
                     Violation(
-                        f"blend.entries[{index}].adapter",
-                        f"is the same version as blend.entries[{first}]; expected every version once",
+                        f"{field}.entries[{index}].adapter",
+                        f"is the same version as {field}.entries[{first}]; expected every version once",
                     ),
                 )
             )

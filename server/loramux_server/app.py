@@ -98,6 +98,7 @@ class App:
             check_blend=self.engine.adapters.check,
             check_sampling=partial(sampling.violations, scheduler_config=base.scheduler_config),
             check_prompts=self.engine.prompts.violations,
+            blocks=self.engine.blocks,
         )
         self.metrics.build_info.labels(self.version, base.name, str(base.device), impl).set(1)
         self._ready = False

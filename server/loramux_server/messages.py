@@ -23,6 +23,7 @@ from loramux_server.requests import (
     Job,
     LongPrompt,
     Output,
+    PartWeights,
     PromptSyntax,
     Queued,
     Sampler,
@@ -32,6 +33,7 @@ from loramux_server.requests import (
     TextMode,
     Timings,
     Told,
+    Weighted,
 )
 from loramux_store.record import (
     AcceptReport,
@@ -103,10 +105,8 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
             _known("long_prompt", message.long_prompt, _LONG_PROMPTS),
             message.clip_skip,
         ),
-        blend=tuple(
-            BlendEntry(entry.adapter, entry.weight if entry.HasField("weight") else None)
-            for entry in message.blend.entries
-        ),
+        blend=_blend(message.blend),
+        negative_blend=_blend(message.negative_blend) if message.HasField("negative_blend") else None,
         sampler=sampler,
         sigma_schedule=_known("sigma_schedule", message.sigma_schedule, _SIGMA_SCHEDULES),
         steps=message.steps if message.HasField("steps") else None,
@@ -125,18 +125,32 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
     )
 
 
+def _blend(message: generation_pb2.Blend) -> tuple[BlendEntry, ...]:
+    return tuple(
+        BlendEntry(
+            entry.adapter,
+            entry.weight if entry.HasField("weight") else None,
+            _parts(entry.part_weights),
+            tuple((point.progress, point.factor) for point in entry.schedule),
+        )
+        for entry in message.entries
+    )
+
+
+def _parts(message: generation_pb2.PartWeights) -> PartWeights:
+    return PartWeights(
+        unet=message.unet if message.HasField("unet") else 1.0,
+        text_encoder=message.text_encoder if message.HasField("text_encoder") else 1.0,
+        blocks=tuple(sorted(message.blocks.items())),
+    )
+
+
 def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Applied:
     """Everything the job's pictures depend on."""
     return generation_pb2.Applied(
-        adapters=[
-            generation_pb2.AppliedAdapter(
-                adapter=weighted.version.adapter,
-                version=weighted.version.number,
-                digest=weighted.version.digest,
-                weight=weighted.weight,
-            )
-            for weighted in job.blend
-        ],
+        adapters=map(_applied_adapter, job.blend),
+        negative_adapters=map(_applied_adapter, job.negative_blend or ()),
+        has_negative_blend=job.negative_blend is not None,
         seed=job.seed,
         sampler=_SAMPLER_NUMBERS[job.sampling.sampler],
         steps=job.sampling.steps,
@@ -151,6 +165,20 @@ def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Ap
         height=job.height,
         base_digest=base.digest,
         server_version=server_version,
+    )
+
+
+def _applied_adapter(weighted: Weighted) -> generation_pb2.AppliedAdapter:
+    parts = weighted.parts
+    return generation_pb2.AppliedAdapter(
+        adapter=weighted.version.adapter,
+        version=weighted.version.number,
+        digest=weighted.version.digest,
+        weight=weighted.weight,
+        part_weights=generation_pb2.PartWeights(
+            unet=parts.unet, text_encoder=parts.text_encoder, blocks=dict(parts.blocks)
+        ),
+        schedule=[generation_pb2.SchedulePoint(progress=at, factor=factor) for at, factor in weighted.schedule],
     )
 
 

@@ -79,12 +79,27 @@ class TextMode:
     clip_skip: int = 0
 
 
+SchedulePoint = tuple[float, float]
+"""Progress in timesteps, 0 to 1, and the factor of a weight there."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartWeights:
+    """Factors of an adapter's weight. blocks: (block of the UNet, factor), each block once."""
+
+    unet: float = 1.0
+    text_encoder: float = 1.0
+    blocks: tuple[tuple[str, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class BlendEntry:
-    """One adapter as asked for: `name` or `name@version`, and a weight or none."""
+    """One adapter as asked for: `name` or `name@version`, a weight or none, its factors by part and by progress."""
 
     adapter: str
     weight: float | None = None
+    parts: PartWeights = PartWeights()
+    schedule: tuple[SchedulePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,7 @@ class GenerationRequest:
     negative_prompt: str = ""
     text_mode: TextMode = TextMode()
     blend: tuple[BlendEntry, ...] = ()
+    negative_blend: tuple[BlendEntry, ...] | None = None
     sampler: Sampler | None = None
     sigma_schedule: SigmaSchedule = SigmaSchedule.BASE
     steps: int | None = None
@@ -114,6 +130,8 @@ class Weighted:
 
     version: VersionRecord
     weight: float
+    parts: PartWeights = PartWeights()
+    schedule: tuple[SchedulePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +148,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An admitted request: every field settled, every adapter resolved to an immutable version."""
+    """An admitted request: every field settled, every adapter resolved to an immutable version.
+
+    negative_blend: of the unconditional row, None where it has `blend` too.
+    """
 
     id: str
     prompt: str
     negative_prompt: str
     text_mode: TextMode
     blend: tuple[Weighted, ...]
+    negative_blend: tuple[Weighted, ...] | None
     sampling: Sampling
     seed: int
     num_images: int

@@ -95,6 +95,19 @@ async def test_reading_and_delivery_may_be_asked(ask: Any, server: Any) -> None:
     assert request.image_format == generation_pb2.IMAGE_FORMAT_WEBP and request.quality == 7
 
 
+async def test_a_blend_may_be_weighted_by_part_and_progress(ask: Any, server: Any) -> None:
+    ink = Use("ink", 0.5, unet=0.8, text_encoder=0.0, blocks={"mid": 2, "up.0": -1}, schedule=[(0.2, 0), (0.2, 1)])
+    await ask("generate", "", adapters=[ink], negative_adapters=["noto"])
+    await ask("generate", "", adapters=[ink], negative_adapters=[])
+    first, second = server.requests
+    (entry,) = first.blend.entries
+    assert (entry.part_weights.unet, entry.part_weights.text_encoder) == (0.8, 0)
+    assert dict(entry.part_weights.blocks) == {"mid": 2, "up.0": -1}
+    assert [(point.progress, point.factor) for point in entry.schedule] == [(0.2, 0), (0.2, 1)]
+    assert [e.adapter for e in first.negative_blend.entries] == ["noto"]
+    assert second.HasField("negative_blend") and not second.negative_blend.entries
+
+
 async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
     await ask("generate", "", adapters={"ink": 0.8, "noto": None})
     first, second = server.requests[0].blend.entries
@@ -110,6 +123,8 @@ async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
         ({"sampler": "plms"}, "sampler"),
         ({"sigma_schedule": "uniform"}, "sigma_schedule"),
         ({"timesteps": [1.5]}, "timesteps"),
+        ({"adapters": [Use("a", blocks={"mid": "much"})]}, "blend.entries[0].part_weights.blocks"),  # pyright: ignore[reportArgumentType]
+        ({"negative_adapters": [Use("a", schedule=[("x", 1)])]}, "negative_blend.entries[0].schedule.progress"),  # pyright: ignore[reportArgumentType]
         ({"adapters": [Use("a"), Use("b", "much")]}, "blend.entries[1].weight"),  # pyright: ignore[reportArgumentType]
     ],
 )

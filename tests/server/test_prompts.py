@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from loramux_server.engine.engine import side_by_side
 from loramux_server.engine.prompt_syntax import Piece, parse
+from loramux_server.engine.text import BlendedText
 from loramux_server.errors import InvalidRequest
 from loramux_server.requests import BlendEntry, GenerationRequest, LongPrompt, PromptSyntax, TextMode
 
@@ -58,7 +59,7 @@ def test_text_without_brackets_stays_one_piece(prompt: str) -> None:
 
 def embeddings(server: Any, text: str, mode: TextMode = TextMode()) -> torch.Tensor:  # noqa: B008
     with torch.inference_mode():
-        return server.app.engine.prompts.encode([text], mode, (), ())
+        return server.app.engine.prompts.encode([BlendedText(text)], mode)
 
 
 def test_a_plain_prompt_is_the_tokenizers(server: Any) -> None:
@@ -92,7 +93,7 @@ def test_long_prompts_are_chunks_one_after_another(server: Any) -> None:
 
 def test_the_shorter_of_two_prompts_is_filled_up(server: Any) -> None:
     with torch.inference_mode():
-        both = server.app.engine.prompts.encode(["a dog", LONG], PLAIN_MODE, (), ())
+        both = server.app.engine.prompts.encode([BlendedText("a dog"), BlendedText(LONG)], PLAIN_MODE)
     assert torch.equal(both[:1, :77], embeddings(server, "a dog"))
     assert torch.equal(both[:1, 77:154], embeddings(server, "")) and torch.equal(both[1:], embeddings(server, LONG))
 
@@ -121,7 +122,7 @@ def test_every_part_of_the_cache_key_matters(server: Any) -> None:
         for blend_key in ("one", "other"):
             for text in texts:
                 for mode in modes:
-                    prompts.encode([text], mode, (), blend_key)
+                    prompts.encode([BlendedText(text, (), blend_key)], mode)
     assert len(prompts._cache) == 16
 
 

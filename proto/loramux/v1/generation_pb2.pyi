@@ -74,13 +74,42 @@ LONG_PROMPT_UNSPECIFIED: LongPrompt
 LONG_PROMPT_CHUNKS: LongPrompt
 LONG_PROMPT_CUT: LongPrompt
 
+class PartWeights(_message.Message):
+    __slots__ = ("unet", "text_encoder", "blocks")
+    class BlocksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    UNET_FIELD_NUMBER: _ClassVar[int]
+    TEXT_ENCODER_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    unet: float
+    text_encoder: float
+    blocks: _containers.ScalarMap[str, float]
+    def __init__(self, unet: _Optional[float] = ..., text_encoder: _Optional[float] = ..., blocks: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class SchedulePoint(_message.Message):
+    __slots__ = ("progress", "factor")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    progress: float
+    factor: float
+    def __init__(self, progress: _Optional[float] = ..., factor: _Optional[float] = ...) -> None: ...
+
 class BlendEntry(_message.Message):
-    __slots__ = ("adapter", "weight")
+    __slots__ = ("adapter", "weight", "part_weights", "schedule")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PART_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     weight: float
-    def __init__(self, adapter: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+    part_weights: PartWeights
+    schedule: _containers.RepeatedCompositeFieldContainer[SchedulePoint]
+    def __init__(self, adapter: _Optional[str] = ..., weight: _Optional[float] = ..., part_weights: _Optional[_Union[PartWeights, _Mapping]] = ..., schedule: _Optional[_Iterable[_Union[SchedulePoint, _Mapping]]] = ...) -> None: ...
 
 class Blend(_message.Message):
     __slots__ = ("entries",)
@@ -89,13 +118,14 @@ class Blend(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[BlendEntry, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "image_format", "quality", "omit_parameters")
+    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "negative_blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "image_format", "quality", "omit_parameters")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     BLEND_FIELD_NUMBER: _ClassVar[int]
     PROMPT_SYNTAX_FIELD_NUMBER: _ClassVar[int]
     LONG_PROMPT_FIELD_NUMBER: _ClassVar[int]
     CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_BLEND_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +145,7 @@ class GenerateRequest(_message.Message):
     prompt_syntax: PromptSyntax
     long_prompt: LongPrompt
     clip_skip: int
+    negative_blend: Blend
     sampler: Sampler
     steps: int
     guidance_scale: float
@@ -128,22 +159,26 @@ class GenerateRequest(_message.Message):
     image_format: ImageFormat
     quality: int
     omit_parameters: bool
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ...) -> None: ...
 
 class AppliedAdapter(_message.Message):
-    __slots__ = ("adapter", "version", "digest", "weight")
+    __slots__ = ("adapter", "version", "digest", "weight", "part_weights", "schedule")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PART_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     version: int
     digest: str
     weight: float
-    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+    part_weights: PartWeights
+    schedule: _containers.RepeatedCompositeFieldContainer[SchedulePoint]
+    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., part_weights: _Optional[_Union[PartWeights, _Mapping]] = ..., schedule: _Optional[_Iterable[_Union[SchedulePoint, _Mapping]]] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version", "sigma_schedule", "guidance_rescale", "timesteps", "prompt_syntax", "long_prompt", "clip_skip")
+    __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version", "sigma_schedule", "guidance_rescale", "timesteps", "prompt_syntax", "long_prompt", "clip_skip", "negative_adapters", "has_negative_blend")
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +194,8 @@ class Applied(_message.Message):
     PROMPT_SYNTAX_FIELD_NUMBER: _ClassVar[int]
     LONG_PROMPT_FIELD_NUMBER: _ClassVar[int]
     CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    HAS_NEGATIVE_BLEND_FIELD_NUMBER: _ClassVar[int]
     adapters: _containers.RepeatedCompositeFieldContainer[AppliedAdapter]
     seed: int
     sampler: Sampler
@@ -174,7 +211,9 @@ class Applied(_message.Message):
     prompt_syntax: PromptSyntax
     long_prompt: LongPrompt
     clip_skip: int
-    def __init__(self, adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., base_digest: _Optional[str] = ..., server_version: _Optional[str] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ...) -> None: ...
+    negative_adapters: _containers.RepeatedCompositeFieldContainer[AppliedAdapter]
+    has_negative_blend: bool
+    def __init__(self, adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., base_digest: _Optional[str] = ..., server_version: _Optional[str] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., has_negative_blend: _Optional[bool] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("index", "seed", "format", "width", "height", "data")

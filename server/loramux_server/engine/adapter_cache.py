@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from loramux_kernels import MAX_ROW_RANK, PoolFull
+from loramux_server.engine.blends import Rows
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.errors import Incompatible, PictureFailed
 from loramux_server.metrics import Metrics
@@ -26,9 +27,6 @@ from loramux_store.errors import StoreError
 from loramux_store.record import VersionRecord
 
 _log = logging.getLogger(__name__)
-
-Rows = Mapping[str, tuple[int, ...]]
-"""Row numbers of one adapter by layer group."""
 
 Factors = dict[str, tuple[Tensor, Tensor, float]]
 """Module path to (a [r, K], b [r, N], scale)."""

@@ -6,7 +6,7 @@ and knows no queue, no protobuf and no client. `begin`, `step` and `drop` are ca
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loramux_kernels import Entries, Impl, Tables
+from loramux_kernels import Impl, Tables
 from loramux_server import parameters
 from loramux_server.engine import pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
+from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, RowEntries
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.lora_layers import LayerGroup, wrap
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.sampling import ImageSampler, guide
-from loramux_server.engine.text import PromptEncoder
+from loramux_server.engine.text import BlendedText, PromptEncoder
 from loramux_server.errors import BadSetting, PictureFailed
 from loramux_server.metrics import Metrics
-from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling
+from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling, Weighted
 from loramux_store.layout import Layout
 from loramux_store.record import VersionRecord
 
@@ -53,12 +54,22 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """A picture between ticks. embeddings [rows, tokens, width]: unconditional first where guided."""
+    """A picture between ticks. embeddings [rows, tokens, width], blends: unconditional first where guided.
+
+    settled: entries of the rows where their blends do not change with progress.
+    """
 
     sampler: ImageSampler
     embeddings: Tensor
     sampling: Sampling
-    entries: Mapping[str, Entries]
+    blends: tuple[PlacedBlend, ...]
+    settled: "tuple[Mapping[str, RowEntries], ...] | None"
+
+    def entries(self, groups: Sequence[str]) -> "tuple[Mapping[str, RowEntries], ...]":
+        """What each row adds in the next step, by layer group and block."""
+        if self.settled is not None:
+            return self.settled
+        return tuple(blend.at(self.sampler.progress, groups) for blend in self.blends)
 
 
 class Engine:
@@ -89,23 +100,28 @@ class Engine:
         size = _pool_rows(pool_bytes, self.groups.values())
         for group in self.groups.values():
             group.open(size, base.device)
+        self._unet_groups = tuple(name for name in self.groups if name.startswith("unet."))
+        self.blocks = {layer.block for group in self.groups.values() for layer in group.layers.values()} - {EVERYWHERE}
         self.adapters = AdapterCache(self.groups, compiled, metrics)
         self.prompts = PromptEncoder(base, self.groups["text_encoder"])
 
     def load(self, job: Job) -> "Future[Lease]":
         """Brings the job's adapters onto the device; never blocks."""
-        return self.adapters.request([weighted.version for weighted in job.blend])
+        return self.adapters.request([weighted.version for weighted in (*job.blend, *(job.negative_blend or ()))])
 
     @torch.inference_mode()
     def begin(self, job: Job, lease: Lease) -> None:
         """Encodes the job's prompts and makes the first noise of its pictures."""
-        entries = {name: _entries(job, lease, name) for name in self.groups}
-        embeddings = self._embeddings(job, entries["text_encoder"])
+        blends = _blends(job, lease)
+        embeddings = self._embeddings(job, blends)
+        settled = None
+        if not any(blend.scheduled for blend in blends):
+            settled = tuple(blend.at(0.0, self._unet_groups) for blend in blends)
         scale = self.base.latent_scale
         shape = (1, self.base.unet.config["in_channels"], job.height // scale, job.width // scale)
         for index in range(job.num_images):
             sampler = ImageSampler(job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device)
-            self._images[ImageKey(job.id, index)] = _Image(sampler, embeddings, job.sampling, entries)
+            self._images[ImageKey(job.id, index)] = _Image(sampler, embeddings, job.sampling, blends, settled)
 
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
         """One UNet forward over all rows of these pictures, which are of one size.
@@ -126,7 +142,7 @@ class Engine:
         images = [self._images[key] for key in keys]
         inputs = [image.sampler.model_input().expand(len(image.embeddings), -1, -1, -1) for image in images]
         timesteps = [image.sampler.timestep.expand(len(image.embeddings)) for image in images]
-        blends = [image.entries for image in images for _ in image.embeddings]
+        blends = [row for image in images for row in image.entries(self._unet_groups)]
         predictions = self._forward(
             torch.cat(inputs), torch.cat(timesteps), *side_by_side([image.embeddings for image in images]), blends
         )
@@ -152,10 +168,13 @@ class Engine:
         """Ends the loader's thread."""
         self.adapters.close()
 
-    def _embeddings(self, job: Job, entries: Entries) -> Tensor:
-        touching = tuple((w.version.digest, w.weight) for w in job.blend if _touches(w.version, "text_encoder"))
+    def _embeddings(self, job: Job, blends: Sequence[PlacedBlend]) -> Tensor:
         texts = [job.negative_prompt, job.prompt] if job.guided else [job.prompt]
-        return self.prompts.encode(texts, job.text_mode, entries, touching)
+        blended = [
+            BlendedText(text, blend.in_text_encoder("text_encoder"), _text_key(blend))
+            for text, blend in zip(texts, blends, strict=True)
+        ]
+        return self.prompts.encode(blended, job.text_mode)
 
     def _forward(
         self,
@@ -163,23 +182,19 @@ class Engine:
         timesteps: Tensor,
         embeddings: Tensor,
         mask: Tensor | None,
-        blends: Sequence[Mapping[str, Entries]],
+        blends: Sequence[Mapping[str, RowEntries]],
     ) -> Tensor:
         """Noise (or velocity) [rows, C, h, w] in fp32."""
         used: dict[str, Tables] = {}
         with ExitStack() as stack:
-            for name, group in self._unet_groups():
-                tables = stack.enter_context(group.adding([blend[name] for blend in blends]))
-                if tables is not None:
-                    used[name] = tables
+            for name in self._unet_groups:
+                tables = stack.enter_context(self.groups[name].adding([blend[name] for blend in blends]))
+                used |= {f"{name} {block}".rstrip(): each for block, each in tables.items()}
             self._observe(used, len(blends))
             dtype = self.base.unet.dtype
             return self.base.unet(
                 latents.to(dtype), timesteps, embeddings, encoder_attention_mask=mask, return_dict=False
             )[0].float()
-
-    def _unet_groups(self) -> list[tuple[str, LayerGroup]]:
-        return [(name, group) for name, group in self.groups.items() if name.startswith("unet.")]
 
     def _observe(self, used: Mapping[str, Tables], rows: int) -> None:
         self._metrics.batch_rows.observe(rows)
@@ -237,10 +252,24 @@ def _pool_rows(pool_bytes: int, groups: Iterable[LayerGroup]) -> int:
     return size
 
 
-def _entries(job: Job, lease: Lease, group: str) -> Entries:
-    """(rank row, weight) pairs of the job's blend in one group: its adapters' rows one after another."""
+def _blends(job: Job, lease: Lease) -> tuple[PlacedBlend, ...]:
+    """Blend of each row of a picture of the job: unconditional first where guided."""
+
+    def placed(blend: Sequence[Weighted]) -> PlacedBlend:
+        return PlacedBlend(tuple((weighted, lease.rows[weighted.version.digest]) for weighted in blend))
+
+    conditional = placed(job.blend)
+    if not job.guided:
+        return (conditional,)
+    return (conditional if job.negative_blend is None else placed(job.negative_blend)), conditional
+
+
+def _text_key(blend: PlacedBlend) -> Hashable:
+    """What the blend does to the text encoder, for good."""
     return tuple(
-        (row, weighted.weight) for weighted in job.blend for row in lease.rows[weighted.version.digest].get(group, ())
+        (weighted.version.digest, weighted.weight * weighted.parts.text_encoder)
+        for weighted, _ in blend.adapters
+        if _touches(weighted.version, "text_encoder")
     )
 
 

@@ -21,7 +21,7 @@ class FusedProjections(nn.Module):
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         super().__init__()
-        self.group = layers[0].group
+        self.group, self.block = layers[0].group, layers[0].block
         self.weight = nn.Parameter(torch.cat([layer.weight.data for layer in layers]), requires_grad=False)
         has_bias = cast("nn.Parameter | None", layers[0].bias) is not None
         self.bias = nn.Parameter(torch.cat([layer.bias.data for layer in layers]), False) if has_bias else None
@@ -33,8 +33,9 @@ class FusedProjections(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [rows, tokens, K] to [rows, tokens, parts * N]; only in a forward that adds rank rows."""
-        assert self._pool is not None and self.group.tables is not None
-        return lora_qkv(input, self.weight, self.bias, self._pool, self.group.tables, impl=self.group.impl)
+        tables = self.group.tables_of(self.block)
+        assert self._pool is not None and tables is not None
+        return lora_qkv(input, self.weight, self.bias, self._pool, tables, impl=self.group.impl)
 
     def _make_pools(self, size: int) -> None:
         layer = self._layers[0]
@@ -52,7 +53,7 @@ class _Processor:
         self._plain, self._fused = plain, FusedAttnProcessor2_0()
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        adding = attn.to_q.group.tables is not None and attn.to_q.pool is not None
+        adding = attn.to_k.group.tables_of(attn.to_k.block) is not None and attn.to_k.pool is not None
         return (self._fused if adding else self._plain)(attn, hidden_states, *args, **kwargs)
 
 

@@ -5,6 +5,8 @@ weights, the layer groups they belong to and the layout they make up. It knows n
 rank rows are numbers here.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -13,22 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loramux_kernels import Entries, Impl, RankRowPool, RowAllocator, TableBank, Tables, lora_conv2d, lora_linear
+from loramux_kernels import Impl, RankRowPool, RowAllocator, TableBank, Tables, lora_conv2d, lora_linear
+from loramux_server.engine.blends import EVERYWHERE, RowEntries
 from loramux_store.layout import ModuleSpec
+
+_NOTHING: Mapping[str, Tables | None] = {EVERYWHERE: None}
 
 
 class LayerGroup:
     """Layers that share row numbers and tables.
 
-    impl: how its layers compute. tables: what the next forward of these layers adds; None adds nothing and
-    launches nothing.
+    impl: how its layers compute. tables: what the next forward of these layers adds, by block of the UNet, with
+    EVERYWHERE for the blocks that are not keys; None adds nothing and launches nothing.
     """
 
     def __init__(self, name: str, impl: Impl) -> None:
         self.name = name
         self.impl: Impl = impl
         self.layers: dict[str, LoraLinear | LoraConv2d] = {}
-        self.tables: Tables | None = None
+        self.tables: Mapping[str, Tables | None] = _NOTHING
 
     @property
     def row_bytes(self) -> int:
@@ -38,7 +43,7 @@ class LayerGroup:
     def open(self, size: int, device: torch.device) -> None:
         """Makes room for `size` rank rows; their arrays are allocated by `write`, when first needed."""
         self.rows = RowAllocator(size)
-        self._bank = TableBank(device)
+        self._banks: defaultdict[str, TableBank] = defaultdict(lambda: TableBank(device))
 
     def write(self, rows: Sequence[int], factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
         """Writes one adapter's factors {module path: (a [r, K], b [r, N], scale)} into `rows` of every layer."""
@@ -52,24 +57,35 @@ class LayerGroup:
                 pool.clear(rows)
 
     @contextmanager
-    def adding(self, blends: Sequence[Entries]) -> Generator[Tables | None]:
-        """Within it, batch row i of these layers adds the (rank row, scale) pairs blends[i]."""
-        self.tables = self._bank.write(blends)
+    def adding(self, blends: Sequence[RowEntries]) -> Generator[Mapping[str, Tables]]:
+        """Within it, batch row i of these layers adds the (rank row, scale) pairs blends[i], block by block.
+
+        Blocks that no blend names share one set of tables.
+        """
+        blocks = {EVERYWHERE: None} | {block: None for blend in blends for block in blend}
+        self.tables = {
+            block: self._banks[block].write([blend.get(block, blend[EVERYWHERE]) for blend in blends])
+            for block in blocks
+        }
         try:
-            yield self.tables
+            yield {block: tables for block, tables in self.tables.items() if tables is not None}
         finally:
-            self.tables = None
+            self.tables = _NOTHING
+
+    def tables_of(self, block: str) -> Tables | None:
+        """What the layers of a block add now."""
+        return self.tables[block] if block in self.tables else self.tables[EVERYWHERE]
 
 
 class LoraLinear(nn.Linear):
     """A Linear of the base with its rank rows; its forward without tables is nn.Linear's own."""
 
-    def __init__(self, base: nn.Linear, group: LayerGroup) -> None:
+    def __init__(self, base: nn.Linear, group: LayerGroup, block: str) -> None:
         super().__init__(
             base.in_features, base.out_features, bias=cast("nn.Parameter | None", base.bias) is not None, device="meta"
         )
         self.weight, self.bias = base.weight, base.bias
-        self.group, self.pool = group, cast("RankRowPool | None", None)
+        self.group, self.block, self.pool = group, block, cast("RankRowPool | None", None)
         self.k, self.n = base.in_features, base.out_features
         self.make_pool: Callable[[int], None] = lambda size: _make_pool(self, size)
 
@@ -80,15 +96,16 @@ class LoraLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [rows, ..., K] to [rows, ..., N]."""
-        if self.group.tables is None or self.pool is None:
+        tables = self.group.tables_of(self.block)
+        if tables is None or self.pool is None:
             return F.linear(input, self.weight, self.bias)
-        return lora_linear(input, self.weight, self.bias, self.pool, self.group.tables, impl=self.group.impl)
+        return lora_linear(input, self.weight, self.bias, self.pool, tables, impl=self.group.impl)
 
 
 class LoraConv2d(nn.Conv2d):
     """A Conv2d of the base with its rank rows; its forward without tables is nn.Conv2d's own."""
 
-    def __init__(self, base: nn.Conv2d, group: LayerGroup) -> None:
+    def __init__(self, base: nn.Conv2d, group: LayerGroup, block: str) -> None:
         super().__init__(
             base.in_channels,
             base.out_channels,
@@ -100,7 +117,7 @@ class LoraConv2d(nn.Conv2d):
             device="meta",
         )
         self.weight, self.bias = base.weight, base.bias
-        self.group, self.pool = group, cast("RankRowPool | None", None)
+        self.group, self.block, self.pool = group, block, cast("RankRowPool | None", None)
         self.k, self.n = self.weight[0].numel(), base.out_channels
         self.make_pool: Callable[[int], None] = lambda size: _make_pool(self, size)
 
@@ -111,14 +128,15 @@ class LoraConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [rows, Cin, H, W] to [rows, N, H', W']."""
-        if self.group.tables is None or self.pool is None:
+        tables = self.group.tables_of(self.block)
+        if tables is None or self.pool is None:
             return super().forward(input)
         return lora_conv2d(
             input,
             self.weight,
             self.bias,
             self.pool,
-            self.group.tables,
+            tables,
             stride=cast("tuple[int, int]", self.stride),
             padding=cast("tuple[int, int]", self.padding),
             dilation=cast("tuple[int, int]", self.dilation),
@@ -136,6 +154,15 @@ def group_of(path: str, layer: nn.Module) -> str:
     if ".ff." in rest or rest.endswith((".proj_in", ".proj_out")):
         return "unet.feed_forward"
     return "unet.convolution" if isinstance(layer, nn.Conv2d) else "unet.rest"
+
+
+def block_of(path: str) -> str:
+    """Block of the UNet that a module path belongs to, `down.1`, `mid` or `up.0`; EVERYWHERE outside of them."""
+    found = re.match(r"unet\.(?:(down|up)_blocks\.(\d+)|(mid)_block)\.", path)
+    if not found:
+        return EVERYWHERE
+    side, index, middle = found.groups()
+    return middle or f"{side}.{index}"
 
 
 def canonical_path(component: str, name: str) -> str:
@@ -157,7 +184,8 @@ def wrap(models: Mapping[str, nn.Module], impl: Impl = "reference") -> dict[str,
                 continue
             path = canonical_path(component, name)
             group = groups.setdefault(group_of(path, layer), LayerGroup(group_of(path, layer), impl))
-            wrapped = LoraLinear(layer, group) if isinstance(layer, nn.Linear) else LoraConv2d(layer, group)
+            args = group, block_of(path)
+            wrapped = LoraLinear(layer, *args) if isinstance(layer, nn.Linear) else LoraConv2d(layer, *args)
             model.set_submodule(name, wrapped)
             group.layers[path] = wrapped
     return groups

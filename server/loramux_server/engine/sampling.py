@@ -61,6 +61,7 @@ class ImageSampler:
     ) -> None:
         self._scheduler = _scheduler(sampling, scheduler_config)
         _set_timesteps(self._scheduler, sampling, device)
+        self._timesteps: list[float] = self._scheduler.timesteps.tolist()
         generator = torch.Generator("cpu").manual_seed(seed)
         self.latents = torch.randn(shape, generator=generator).to(device) * self._scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
@@ -76,6 +77,12 @@ class ImageSampler:
     def finished(self) -> bool:
         """Whether every step is made."""
         return self.position == self.total
+
+    @property
+    def progress(self) -> float:
+        """Timesteps finished over all timesteps; samplers that evaluate one twice stay on it."""
+        seen = self._timesteps[: self.position + 1]
+        return (len(dict.fromkeys(seen)) - 1) / len(dict.fromkeys(self._timesteps))
 
     @property
     def timestep(self) -> Tensor:

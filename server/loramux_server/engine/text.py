@@ -10,13 +10,14 @@ n + w (e - n): 0 takes the token out, 1 leaves it, and nothing is divided by wha
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from loramux_kernels import Entries
+from loramux_server.engine.blends import EVERYWHERE
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.prompt_syntax import Piece, parse
@@ -33,6 +34,19 @@ class Chunk:
 
     tokens: tuple[int, ...]
     weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlendedText:
+    """A text and what the blend adds in the text encoder.
+
+    entries: (rank row, scale) pairs; blend_key: what tells them apart for good (row numbers are reused): the digests
+    and weights behind them.
+    """
+
+    text: str
+    entries: Entries = ()
+    blend_key: Hashable = ()
 
 
 class PromptEncoder:
@@ -61,28 +75,24 @@ class PromptEncoder:
                 found.append(Violation(field, f"takes {count} chunks of {room} tokens, expected at most {MAX_CHUNKS}"))
         return found
 
-    def encode(self, texts: Sequence[str], mode: TextMode, entries: Entries, blend_key: Hashable) -> Tensor:
-        """Embeddings [texts, tokens, width]; texts of fewer chunks are filled up with chunks of no text.
-
-        entries: (rank row, scale) pairs in the text encoder; blend_key: what tells them apart for good (row
-        numbers are reused): the digests and weights behind them.
-        """
-        encoded = [self._embeddings(text, mode, entries, blend_key) for text in texts]
+    def encode(self, texts: Sequence[BlendedText], mode: TextMode) -> Tensor:
+        """Embeddings [texts, tokens, width]; texts of fewer chunks are filled up with chunks of no text."""
+        encoded = [self._embeddings(text, mode) for text in texts]
         longest = max(embeddings.shape[1] for embeddings in encoded)
-        if all(embeddings.shape[1] == longest for embeddings in encoded):
-            return torch.cat(encoded)
-        nothing = self._embeddings("", mode, entries, blend_key)
-        filled = [
-            torch.cat([embeddings, *[nothing] * ((longest - embeddings.shape[1]) // nothing.shape[1])], dim=1)
-            for embeddings in encoded
-        ]
-        return torch.cat(filled)
+        return torch.cat([self._filled(text, mode, longest) for text in texts])
 
-    def _embeddings(self, text: str, mode: TextMode, entries: Entries, blend_key: Hashable) -> Tensor:
-        key = (text, mode, blend_key)
+    def _filled(self, text: BlendedText, mode: TextMode, length: int) -> Tensor:
+        embeddings = self._embeddings(text, mode)
+        if embeddings.shape[1] == length:
+            return embeddings
+        nothing = self._embeddings(replace(text, text=""), mode)
+        return torch.cat([embeddings, *[nothing] * ((length - embeddings.shape[1]) // nothing.shape[1])], dim=1)
+
+    def _embeddings(self, text: BlendedText, mode: TextMode) -> Tensor:
+        key = (text.text, mode, text.blend_key)
         if key not in self._cache:
-            with self._group.adding([entries]):
-                chunks = [self._encode(chunk, mode.clip_skip) for chunk in self._chunks(text, mode)]
+            with self._group.adding([{EVERYWHERE: text.entries}]):
+                chunks = [self._encode(chunk, mode.clip_skip) for chunk in self._chunks(text.text, mode)]
             self._store(key, torch.cat(chunks, dim=1))
         self._cache.move_to_end(key)
         return self._cache[key]
