@@ -126,14 +126,29 @@ def pair(
     server.close()
 
 
-@pytest.mark.parametrize("sampler", list(Sampler))
-def test_pictures_equal_the_peers(sampler: Sampler, pair: tuple[Any, Peer, list[str]]) -> None:
-    server, peer, names = pair
-    asked = requests(names, sampler, steps=5)
+def check(pair: tuple[Any, Peer, list[str]], asked: Sequence[GenerationRequest]) -> list[np.ndarray]:
+    """Ours, drawn in one stream, equal the peer's, which are given back."""
+    server, peer, _ = pair
     wanted = [peer.draw(request) for request in asked]
-    check_adapters_act(asked, wanted)
     for request, got, want in zip(asked, server.draw(asked), wanted, strict=True):
         assert distance(got, want) <= 1, request
+    return wanted
+
+
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(s, marks=() if s == Sampler.DDIM else pytest.mark.long) for s in Sampler]
+)
+def test_pictures_equal_the_peers(sampler: Sampler, pair: tuple[Any, Peer, list[str]]) -> None:
+    asked = requests(pair[2], sampler, steps=5)
+    check_adapters_act(asked, check(pair, asked))
+
+
+@pytest.mark.parametrize("sampler", [s for s in Sampler if s != Sampler.DDIM])
+def test_pictures_of_every_sampler_equal_the_peers(sampler: Sampler, pair: tuple[Any, Peer, list[str]]) -> None:
+    """The short form: the blend of three, guided and not."""
+    asked = [request for request in requests(pair[2], sampler, steps=4) if len(request.blend) == 3]
+    one, other = check(pair, asked)
+    assert distance(one, other) > 1
 
 
 WITH_SIGMAS = [(s, schedule) for s in Sampler for schedule in sigma_schedules(s) if schedule != SigmaSchedule.BASE]
