@@ -431,6 +431,17 @@ def test_a_generic_client_works_through_reflection(server: Running) -> None:
     assert json.loads(done.stdout)["images"][0]["format"] == "IMAGE_FORMAT_PNG"
 
 
+def test_previews_are_streamed_and_left_out_of_unary_calls(server: Running) -> None:
+    asked = generation_pb2.GenerateRequest(prompt="a red apple", steps=5, seed=7, preview_every=2)
+    events = list(server.pictures.GenerateStream(asked))
+    previews = [event.preview for event in events if event.WhichOneof("event") == "preview"]
+    assert [(p.image_index, p.step) for p in previews] == [(0, 2), (0, 4)]
+    assert all(p.jpeg[:2] == b"\xff\xd8" for p in previews)
+    (image,) = server.pictures.Generate(asked).images
+    (streamed,) = [event.image for event in events if event.WhichOneof("event") == "image"]
+    assert image.data == streamed.data
+
+
 def test_everything_asked_is_applied_and_told(server: Running) -> None:
     asked = generation_pb2.GenerateRequest(
         prompt="a (red:1.3) apple",

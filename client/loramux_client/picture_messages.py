@@ -233,6 +233,9 @@ def read_event(message: pb.GenerateEvent) -> pictures.Event | None:
         case "step":
             step = message.step
             return pictures.Step(step.image_index, step.step, step.total)
+        case "preview":
+            preview = message.preview
+            return pictures.Preview(preview.image_index, preview.step, preview.jpeg)
         case "image":
             return pictures.ImageReady(read_image(message.image))
         case "done":

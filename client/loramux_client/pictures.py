@@ -88,6 +88,8 @@ class Asking(TypedDict, total=False):
     """Of jpeg and webp, 1 to 100."""
     omit_parameters: bool
     """Leaves out of the files what they were made with."""
+    preview_every: int
+    """`stream` tells a Preview after every so many steps of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,15 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What one picture will be, as far as it can be foreseen: a small JPEG file."""
+
+    image_index: int
+    step: int
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ImageReady:
     """One picture is finished."""
 
@@ -201,4 +212,4 @@ class Done:
     timings: Timings
 
 
-Event = Queued | Started | Step | ImageReady | Done
+Event = Queued | Started | Step | Preview | ImageReady | Done

@@ -163,6 +163,7 @@ def _violations(request: GenerationRequest, job: Job, base: BaseFacts, blocks: C
         _size("width", job.width, base),
         _size("height", job.height, base),
         _range("quality", job.output.quality, 1, 100),
+        _range("preview_every", job.output.preview_every, 0, MAX_STEPS),
         _length("prompt", job.prompt),
         _length("negative_prompt", job.negative_prompt),
         *_blend("blend", request.blend, blocks),

@@ -24,6 +24,7 @@ from loramux_server.requests import (
     LongPrompt,
     Output,
     PartWeights,
+    Preview,
     PromptSyntax,
     Queued,
     Sampler,
@@ -121,6 +122,7 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
             format=_known("image_format", message.image_format, _FORMATS),
             quality=message.quality if message.HasField("quality") else QUALITY,
             parameters=not message.omit_parameters,
+            preview_every=message.preview_every,
         ),
     )
 
@@ -192,6 +194,8 @@ def event(happened: Told, base: BaseFacts, server_version: str) -> generation_pb
             return kinds(started=kinds.Started(applied=applied(job, base, server_version)))
         case Stepped(index, step, total):
             return kinds(step=kinds.Step(image_index=index, step=step, total=total))
+        case Preview(index, step, jpeg):
+            return kinds(preview=kinds.Preview(image_index=index, step=step, jpeg=jpeg))
         case ImageReady():
             return kinds(image=image(happened))
         case Done(times):

@@ -63,11 +63,15 @@ QUALITY = 90
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How pictures are delivered. quality: of JPEG and WebP; parameters: whether they say what made them."""
+    """How pictures are delivered. quality: of JPEG and WebP; parameters: whether they say what made them.
+
+    preview_every: steps of a picture between previews, 0 for none.
+    """
 
     format: ImageFormat = ImageFormat.PNG
     quality: int = QUALITY
     parameters: bool = True
+    preview_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,15 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What picture `index` will be, as foreseen at `step`; `jpeg` is a whole small file."""
+
+    index: int
+    step: int
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ImageReady:
     """Picture `index` is drawn; `data` is the whole file."""
 
@@ -239,7 +252,7 @@ class Failed:
     error: Exception
 
 
-Told = Queued | Started | Stepped | ImageReady | Done
+Told = Queued | Started | Stepped | Preview | ImageReady | Done
 """What a client hears; how a job failed is told by its status."""
 
 Event = Told | Failed

@@ -24,6 +24,7 @@ from loramux_server.requests import (
     ImageReady,
     Job,
     Listener,
+    Preview,
     Queued,
     Started,
     Stepped,
@@ -161,6 +162,8 @@ class Runner:
                 self._fail(result.key.job, result.error)
             else:
                 running.listener(Stepped(result.key.index, result.step, result.total))
+                if result.foreseen is not None:
+                    self._decoder.submit(self._preview, running, result)
                 if result.latents is not None:
                     self._finish(running, result)
 
@@ -171,6 +174,16 @@ class Runner:
             running.denoised = time.monotonic()
             self._release(running)
         self._decoder.submit(self._deliver, running, result)
+
+    def _preview(self, running: _Running, result: StepResult) -> None:
+        """On the decoder's thread; a preview that fails is no reason to fail the picture."""
+        if running.job.id not in self._jobs:
+            return
+        try:
+            assert result.foreseen is not None
+            running.listener(Preview(result.key.index, result.step, self._engine.preview(result.foreseen)))
+        except Exception:
+            _log.exception("a preview could not be made")
 
     def _deliver(self, running: _Running, result: StepResult) -> None:
         """On the decoder's thread: encode the picture, tell of it, and of the end after the last one."""

@@ -55,6 +55,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         context: "Context",
     ) -> generation_pb2.GenerateResponse:
         """All pictures at once."""
+        request.ClearField("preview_every")  # nobody would see them
         job = await self._admit(request)
         response = generation_pb2.GenerateResponse(applied=messages.applied(job, self._admission.base, self._version))
         images: list[ImageReady] = []

@@ -238,10 +238,13 @@ async def test_ctrl_c_cancels_the_call_and_exits_with_130(server: Any, tmp_path:
         stderr=subprocess.PIPE,
         text=True,
     )
-    await asyncio.wait_for(server.started.wait(), 20)
-    process.send_signal(signal.SIGINT)
-    await asyncio.wait_for(server.cancelled.wait(), 10)
-    _, shown = await asyncio.to_thread(process.communicate, timeout=10)
+    try:
+        await asyncio.wait_for(server.started.wait(), 60)
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(server.cancelled.wait(), 60)
+        _, shown = await asyncio.to_thread(process.communicate, timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert shown == "loramux: interrupted\n"
 

@@ -23,6 +23,7 @@ from loramux_client.pictures import (
     Event,
     ImageFormat,
     ImageReady,
+    Preview,
     Queued,
     Sampler,
     SigmaSchedule,
@@ -139,7 +140,7 @@ def _show(bars: Progress, event: Event, count: int) -> None:
                 bars.add_task(f"picture {index}: queued, {position} before", total=None)
         case Step(index, step, total) if index < len(bars.tasks):
             bars.update(bars.task_ids[index], description=f"picture {index}", completed=step, total=total)
-        case ImageReady() | Done() | Started() | Step():
+        case ImageReady() | Done() | Started() | Step() | Preview():
             pass
 
 

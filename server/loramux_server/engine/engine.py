@@ -24,6 +24,7 @@ from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, RowEntries
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.lora_layers import LayerGroup, wrap
 from loramux_server.engine.pipeline import Base
+from loramux_server.engine.previews import Previews
 from loramux_server.engine.sampling import ImageSampler, guide
 from loramux_server.engine.text import BlendedText, PromptEncoder
 from loramux_server.errors import BadSetting, PictureFailed
@@ -43,12 +44,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One picture after a tick: its position, its final latents when finished, or what went wrong."""
+    """One picture after a tick: its position, its final latents when finished, or what went wrong.
+
+    foreseen: final latents as foreseen, where a preview is due.
+    """
 
     key: ImageKey
     step: int
     total: int
     latents: Tensor | None = None
+    foreseen: Tensor | None = None
     error: PictureFailed | None = None
 
 
@@ -63,6 +68,7 @@ class _Image:
     embeddings: Tensor
     sampling: Sampling
     blends: tuple[PlacedBlend, ...]
+    preview_every: int
     settled: "tuple[Mapping[str, RowEntries], ...] | None"
 
     def entries(self, groups: Sequence[str]) -> "tuple[Mapping[str, RowEntries], ...]":
@@ -103,6 +109,7 @@ class Engine:
         self._unet_groups = tuple(name for name in self.groups if name.startswith("unet."))
         self.blocks = {layer.block for group in self.groups.values() for layer in group.layers.values()} - {EVERYWHERE}
         self.adapters = AdapterCache(self.groups, compiled, metrics)
+        self._previews = Previews(base.vae)
         self.prompts = PromptEncoder(base, self.groups["text_encoder"])
 
     def load(self, job: Job) -> "Future[Lease]":
@@ -121,7 +128,9 @@ class Engine:
         shape = (1, self.base.unet.config["in_channels"], job.height // scale, job.width // scale)
         for index in range(job.num_images):
             sampler = ImageSampler(job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device)
-            self._images[ImageKey(job.id, index)] = _Image(sampler, embeddings, job.sampling, blends, settled)
+            self._images[ImageKey(job.id, index)] = _Image(
+                sampler, embeddings, job.sampling, blends, job.output.preview_every, settled
+            )
 
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
         """One UNet forward over all rows of these pictures, which are of one size.
@@ -163,6 +172,10 @@ class Engine:
         if job.output.format == ImageFormat.LATENTS:
             return pictures.raw(latents, text)
         return pictures.encode(pictures.decode(base.vae, latents), job.output, text)
+
+    def preview(self, latents: Tensor) -> bytes:
+        """A small JPEG of latents as foreseen; safe beside ticks."""
+        return self._previews.jpeg(latents)
 
     def close(self) -> None:
         """Ends the loader's thread."""
@@ -208,13 +221,17 @@ class Engine:
         sampler = image.sampler
         if not torch.isfinite(prediction).all():
             return self._failed(key, f"became non-finite at step {sampler.position + 1}")
+        foreseen = None
         try:
-            sampler.advance(guide(prediction, image.sampling))
+            guided = guide(prediction, image.sampling)
+            if image.preview_every and (sampler.position + 1) % image.preview_every == 0:
+                foreseen = sampler.foreseen(guided)
+            sampler.advance(guided)
         except Exception as error:
             _log.exception("a sampler failed")
             return self._failed(key, f"failed in its sampler: {type(error).__name__}")
         if not sampler.finished:
-            return StepResult(key, sampler.position, sampler.total)
+            return StepResult(key, sampler.position, sampler.total, foreseen=foreseen)
         del self._images[key]
         return StepResult(key, sampler.position, sampler.total, latents=sampler.latents)
 

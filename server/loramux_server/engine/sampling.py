@@ -21,6 +21,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from loramux_server.engine.previews import foreseen
 from loramux_server.errors import Violation
 from loramux_server.requests import Sampler, Sampling, SigmaSchedule
 
@@ -92,6 +93,12 @@ class ImageSampler:
     def model_input(self) -> Tensor:
         """What the model sees next, [1, C, h, w]."""
         return self._scheduler.scale_model_input(self.latents, self.timestep)
+
+    def foreseen(self, prediction: Tensor) -> Tensor:
+        """Finished latents as the prediction for `model_input` has them; call it before `advance`."""
+        alphas = self._scheduler.alphas_cumprod
+        alpha = float(alphas[min(round(float(self.timestep)), len(alphas) - 1)])
+        return foreseen(self.model_input(), prediction, alpha, self._scheduler.config["prediction_type"])
 
     def advance(self, prediction: Tensor) -> None:
         """Takes the model's prediction [1, C, h, w] for `model_input` and moves one step on."""
