@@ -73,11 +73,15 @@ class Tables:
 class TableBank:
     """Static tables, one set for each (rows, class), rewritten in place between forwards.
 
-    Tables that would be rewritten with what they hold are left alone.
+    Tables that would be rewritten with what they hold are left alone. fixed_width: an R class for all tables, with a
+    list of rank rows for each batch row; then what is computed for a row does not depend on the others' blends, not
+    even in its last bits.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, fixed_width: int | None = None) -> None:
         self._device = device
+        self._classes = R_CLASSES if fixed_width is None else (0, fixed_width)
+        self._fixed_width = fixed_width
         self._places: dict[tuple[str, int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self._held: dict[tuple[str, int, int], tuple[Entries, ...]] = {}
 
@@ -95,12 +99,12 @@ class TableBank:
             ValueError: where a list is longer than its largest class.
         """
         entries = tuple(tuple(row) for row in rows)
-        width = class_of(max(map(len, entries), default=0), R_CLASSES, "total rank")
+        width = class_of(max(map(len, entries), default=0), self._classes, "total rank")
         scales = [self._scales(axis, lists) for axis, lists in (("outputs", outputs), ("inputs", inputs))]
         if width == 0 and scales == [None, None]:
             return None
-        idx, scale, nrank = self._fill("rank", entries, max(width, R_CLASSES[1]))
-        return Tables(idx, scale, nrank, entries, _composition(entries), *scales)
+        idx, scale, nrank = self._fill("rank", entries, max(width, self._classes[1]))
+        return Tables(idx, scale, nrank, entries, _composition(entries, self._fixed_width), *scales)
 
     def _scales(self, axis: str, lists: Sequence[Entries] | None) -> ScaleTables | None:
         entries = tuple(tuple(row) for row in lists or ())
@@ -141,12 +145,12 @@ def class_of(count: int, classes: Sequence[int], what: str) -> int:
     raise ValueError(f"{what} is {count}, at most {classes[-1]}")
 
 
-def _composition(entries: Sequence[Entries]) -> Composition:
+def _composition(entries: Sequence[Entries], fixed_width: int | None) -> Composition:
     """One list for each run of batch rows with the same rank rows where the runs are equally long, else for each
-    batch row."""
+    batch row; always for each, and of a fixed length, where that is asked for."""
     lists = [tuple(row for row, _ in row_entries) for row_entries in entries]
     runs = [(rows, len(list(members))) for rows, members in groupby(lists)]
-    if len({length for _, length in runs}) == 1:
+    if fixed_width is None and len({length for _, length in runs}) == 1:
         lists = [rows for rows, _ in runs]
-    longest = max(1, *map(len, lists))
+    longest = fixed_width or max(1, *map(len, lists))
     return tuple((*rows, *(0,) * (longest - len(rows))) for rows in lists)

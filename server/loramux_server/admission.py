@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from loramux_kernels import MAX_ROW_RANK
 from loramux_server.errors import Incompatible, InvalidRequest, Violation
 from loramux_server.requests import (
     BlendEntry,
@@ -38,7 +37,6 @@ MAX_ENTRIES = 32
 MAX_WEIGHT = 16.0
 MAX_POINTS = 32
 MAX_PROMPT = 10_000
-MAX_RANK = MAX_ROW_RANK
 MAX_SEED = 2**63 - 1
 
 
@@ -55,6 +53,7 @@ class BaseFacts:
     min_side: int
     max_side: int
     guidance_scale: float
+    max_rank: int
     steps: int = 20
     sampler: Sampler = Sampler.DPMPP_2M
 

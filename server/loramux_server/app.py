@@ -26,7 +26,7 @@ from loramux.v1 import (
 from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine import sampling
-from loramux_server.engine.engine import Engine, Observer
+from loramux_server.engine.engine import Engine, Fixed, Observer
 from loramux_server.engine.pipeline import Base, load_base
 from loramux_server.errors import BadSetting
 from loramux_server.http import AdminServer
@@ -52,6 +52,7 @@ _OPTIONS = [
     ("grpc.max_concurrent_streams", 256),
     ("grpc.max_send_message_length", 64 << 20),
 ]
+DETERMINISTIC_ROWS = 4  # of every forward with --deterministic: two guided pictures
 _BUILTIN_GUIDANCE = 3.0  # what the built-in base's card was measured with
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -85,13 +86,15 @@ class App:
             version=self.version,
             pool_bytes=settings.pool_bytes,
             impl=impl,
+            fixed=_fixed(settings),
             observer=observer,
         )
         self.metrics.registry.register(StoreCollector(self.store.stats))
         layout = _registered(self.engine.layout, self.store)
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
-        self.runner = Runner(self.engine, Scheduler(settings.max_queue, settings.max_rows), self.metrics)
+        max_rows = DETERMINISTIC_ROWS if settings.deterministic else settings.max_rows
+        self.runner = Runner(self.engine, Scheduler(settings.max_queue, max_rows), self.metrics)
         self.admission = Admission(
             self.store,
             _facts(self.engine, layout, settings),
@@ -191,6 +194,16 @@ def _impl(kernels: str, device: torch.device, dtype: torch.dtype) -> Impl:
     return impl
 
 
+def _fixed(settings: Settings) -> Fixed | None:
+    if not settings.deterministic:
+        return None
+    fixed = Fixed(DETERMINISTIC_ROWS, settings.deterministic_rank)
+    _log.warning(
+        "deterministic", rows_of_every_forward=fixed.rows, rank_of_every_blend=fixed.rank, cost="docs/isolation.md"
+    )
+    return fixed
+
+
 def _registered(layout: Layout, store: Store) -> Layout:
     """The base's layout under the name that the store knows it by; told to the store where it is new."""
     for known in store.layouts():
@@ -213,6 +226,7 @@ def _facts(engine: Engine, layout: Layout, settings: Settings) -> BaseFacts:
         size_multiple=base.latent_scale,
         min_side=base.min_side,
         max_side=max(settings.max_side, base.side),
+        max_rank=engine.max_rank,
         guidance_scale=_BUILTIN_GUIDANCE if settings.base == BUILTIN else 7.5,
     )
 

@@ -28,6 +28,8 @@ def serve(
     device: Literal["auto", "cpu", "cuda"] | None = None,
     kernels: Literal["auto", "reference", "triton"] | None = None,
     threads: int | None = None,
+    deterministic: Annotated[bool | None, Parameter(negative="")] = None,
+    deterministic_rank: Literal[16, 32, 64, 128, 256, 512] | None = None,
     max_rows: int | None = None,
     max_queue: int | None = None,
     max_side: int | None = None,
@@ -57,6 +59,10 @@ def serve(
         Adapter arithmetic. Default: auto, Triton kernels on a GPU and plain torch (reference) on the CPU.
     threads:
         CPU threads of tensor work.
+    deterministic:
+        Pictures do not depend on their company, not even in their last bits; `docs/isolation.md` has the cost.
+    deterministic_rank:
+        Largest total rank of a blend with --deterministic; every blend costs as much. Default: 128.
     max_rows:
         Most rows of one UNet forward; a guided picture takes two. Default: 32.
     max_queue:

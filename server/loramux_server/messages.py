@@ -241,7 +241,7 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
             max_steps=admission.MAX_STEPS,
             max_images=admission.MAX_IMAGES,
             max_blend_entries=admission.MAX_ENTRIES,
-            max_blend_rank=admission.MAX_RANK,
+            max_blend_rank=base.max_rank,
             max_upload_bytes=max_upload,
         ),
         defaults=generation_pb2.Defaults(

@@ -33,6 +33,12 @@ class Settings(BaseSettings):
         default="auto", description="Adapter arithmetic: auto takes Triton kernels on a GPU, plain torch on the CPU."
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of tensor work; unset: torch decides.")
+    deterministic: bool = Field(
+        default=False, description="Pictures do not depend on their company in their last bits, at a cost in speed."
+    )
+    deterministic_rank: Literal[16, 32, 64, 128, 256, 512] = Field(
+        default=128, description="Largest total rank of a blend with --deterministic; every blend costs as much."
+    )
     max_rows: int = Field(default=32, ge=2, description="Most rows of one UNet forward.")
     max_queue: int = Field(default=256, ge=1, description="Most pictures waiting or running.")
     max_side: int = Field(default=1024, ge=64, description="Largest width and height, in pixels.")

@@ -2,10 +2,11 @@
 
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from loramux_server.app import App
+from loramux_server.app import DETERMINISTIC_ROWS, App
 from loramux_server.bench.harness import Row, ratio
 from loramux_server.engine.adapter_cache import Lease
 from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey, Job
@@ -17,20 +18,39 @@ _WEIGHTS = (0.3, 0.6, 0.9, 1.2)
 
 def measure() -> list[Row]:
     """Ratios of whole denoising runs on the built-in base."""
-    with tempfile.TemporaryDirectory() as folder:
-        app = App(Settings(store=Path(folder)))
-        try:
-            return _measure(app)
-        finally:
-            app.engine.close()
-            app.store.close()
+    with tempfile.TemporaryDirectory() as folder, _app(folder) as app, _app(folder, deterministic=True) as fixed:
+        return [*_measure(app), _cost_of_fixed(app, fixed)]
+
+
+@contextmanager
+def _app(folder: str, *, deterministic: bool = False) -> Generator[App]:
+    app = App(Settings(store=Path(folder) / str(deterministic), deterministic=deterministic))
+    try:
+        yield app
+    finally:
+        app.engine.close()
+        app.store.close()
+
+
+def _cost_of_fixed(app: App, fixed: App) -> Row:
+    """Eight pictures that are ready at once, as each server batches them."""
+    jobs = [_job(app, blend) for blend in _blends(app)]
+    size = DETERMINISTIC_ROWS // 2  # guided pictures of a forward
+    value = ratio(
+        lambda: [_run(fixed, jobs[start : start + size]) for start in range(0, len(jobs), size)],
+        lambda: _run(app, jobs),
+    )
+    return Row("8 pictures of 8 blends, --deterministic / free", value, "x")
+
+
+def _blends(app: App) -> list[dict[str, float]]:
+    names = [record.name for record in app.store.list_adapters(10, "").items]
+    pairs = list(itertools.combinations(names, 2))
+    return [dict.fromkeys(pairs[i % len(pairs)], _WEIGHTS[i // 2]) for i in range(8)]
 
 
 def _measure(app: App) -> list[Row]:
-    names = [record.name for record in app.store.list_adapters(10, "").items]
-    pairs = list(itertools.combinations(names, 2))
-    blends = [dict.fromkeys(pairs[i % len(pairs)], _WEIGHTS[i // 2]) for i in range(8)]
-    blended, plain = [_job(app, blend) for blend in blends], [_job(app, {}) for _ in range(8)]
+    blended, plain = [_job(app, blend) for blend in _blends(app)], [_job(app, {}) for _ in range(8)]
     together = _run(app, blended)
     assert together != _run(app, plain), "the blends do nothing"
     registry = app.metrics.registry

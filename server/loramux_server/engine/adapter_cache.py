@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from loramux_kernels import MAX_ROW_RANK, PoolFull
+from loramux_kernels import PoolFull
 from loramux_server.engine.blends import Rows
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.errors import Incompatible, PictureFailed
@@ -54,15 +54,20 @@ class _Wanted:
 class AdapterCache:
     """Versions in the pool, least recently used first; those in use are never put out.
 
-    compiled: gives the compiled file of a version (the store's `compiled`).
+    compiled: gives the compiled file of a version (the store's `compiled`); max_rank: of a batch row in a layer group.
     """
 
     def __init__(
-        self, groups: Mapping[str, LayerGroup], compiled: Callable[[VersionRecord], Path], metrics: Metrics
+        self,
+        groups: Mapping[str, LayerGroup],
+        compiled: Callable[[VersionRecord], Path],
+        metrics: Metrics,
+        max_rank: int,
     ) -> None:
         self._groups = groups
         self._compiled = compiled
         self._metrics = metrics
+        self._max_rank = max_rank
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
         self._waiting: list[_Wanted] = []
@@ -74,11 +79,11 @@ class AdapterCache:
         """Refuses a blend that can never fit.
 
         Raises:
-            Incompatible: where its total rank in a layer group is above MAX_ROW_RANK or above the pool.
+            Incompatible: where its total rank in a layer group is above the largest or above the pool.
         """
         for name, group in self._groups.items():
             rank = sum(self._ranks(version).get(name, 0) for version in versions)
-            room = min(MAX_ROW_RANK, group.rows.size - 1)
+            room = min(self._max_rank, group.rows.size - 1)
             if rank > room:
                 raise Incompatible("BLEND_TOO_LARGE", f"the blend has total rank {rank} in {name}, at most {room} fits")
 

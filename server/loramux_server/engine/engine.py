@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loramux_kernels import Impl, Tables
+from loramux_kernels import MAX_ROW_RANK, Impl, Tables
 from loramux_server import parameters
 from loramux_server.engine import pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
@@ -71,11 +71,30 @@ class _Image:
     preview_every: int
     settled: "tuple[Mapping[str, RowEntries], ...] | None"
 
-    def entries(self, groups: Sequence[str]) -> "tuple[Mapping[str, RowEntries], ...]":
-        """What each row adds in the next step, by layer group and block."""
-        if self.settled is not None:
-            return self.settled
-        return tuple(blend.at(self.sampler.progress, groups) for blend in self.blends)
+    def rows(self, groups: Sequence[str]) -> "list[_Row]":
+        """Rows of its next step."""
+        settled = self.settled or tuple(blend.at(self.sampler.progress, groups) for blend in self.blends)
+        latents, timestep = self.sampler.model_input(), self.sampler.timestep.expand(1)
+        return [_Row(latents, timestep, *each) for each in zip(self.embeddings.split(1), settled, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of a forward. latents [1, C, h, w]; timestep [1]; embeddings [1, tokens, width]; entries: by group."""
+
+    latents: Tensor
+    timestep: Tensor
+    embeddings: Tensor
+    entries: Mapping[str, RowEntries]
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The shape of every forward where pictures must not depend on their company in their last bits: rows of the
+    batch, filled up where there are fewer, and the R class."""
+
+    rows: int
+    rank: int
 
 
 class Engine:
@@ -90,12 +109,14 @@ class Engine:
         version: str,
         pool_bytes: int,
         impl: Impl = "reference",
+        fixed: Fixed | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.base = base
         self._metrics = metrics
         self._version = version
         self._observer = observer
+        self._fixed = fixed
         self._images: dict[ImageKey, _Image] = {}
         self.groups = wrap({"unet": base.unet, "text_encoder": base.text_encoder}, impl)
         if impl == "triton":
@@ -105,10 +126,11 @@ class Engine:
         )
         size = _pool_rows(pool_bytes, self.groups.values())
         for group in self.groups.values():
-            group.open(size, base.device)
+            group.open(size, base.device, fixed and fixed.rank)
         self._unet_groups = tuple(name for name in self.groups if name.startswith("unet."))
         self.blocks = {layer.block for group in self.groups.values() for layer in group.layers.values()} - {EVERYWHERE}
-        self.adapters = AdapterCache(self.groups, compiled, metrics)
+        self.max_rank = fixed.rank if fixed else MAX_ROW_RANK
+        self.adapters = AdapterCache(self.groups, compiled, metrics, self.max_rank)
         self._previews = Previews(base.vae)
         self.prompts = PromptEncoder(base, self.groups["text_encoder"])
 
@@ -137,24 +159,23 @@ class Engine:
 
         Out of memory halves the batch until single pictures are left; only such a one fails.
         """
+        return [result for alike in self._alike(keys) for result in self._step_or_halve(alike)]
+
+    def _step_or_halve(self, keys: Sequence[ImageKey]) -> list[StepResult]:
         try:
             return self._step(keys)
         except torch.OutOfMemoryError:
             if len(keys) == 1:
                 return [self._failed(keys[0], "does not fit into device memory")]
         half = len(keys) // 2
-        return [*self.step(keys[:half]), *self.step(keys[half:])]
+        return [*self._step_or_halve(keys[:half]), *self._step_or_halve(keys[half:])]
 
     @torch.inference_mode()
     def _step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
         started = time.monotonic()
         images = [self._images[key] for key in keys]
-        inputs = [image.sampler.model_input().expand(len(image.embeddings), -1, -1, -1) for image in images]
-        timesteps = [image.sampler.timestep.expand(len(image.embeddings)) for image in images]
-        blends = [row for image in images for row in image.entries(self._unet_groups)]
-        predictions = self._forward(
-            torch.cat(inputs), torch.cat(timesteps), *side_by_side([image.embeddings for image in images]), blends
-        )
+        rows = [row for image in images for row in image.rows(self._unet_groups)]
+        predictions = self._forward(rows)
         parts = predictions.split([len(image.embeddings) for image in images])
         results = [self._advance(key, part) for key, part in zip(keys, parts, strict=True)]
         self._metrics.step_seconds.observe(time.monotonic() - started)
@@ -189,25 +210,33 @@ class Engine:
         ]
         return self.prompts.encode(blended, job.text_mode)
 
-    def _forward(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        embeddings: Tensor,
-        mask: Tensor | None,
-        blends: Sequence[Mapping[str, RowEntries]],
-    ) -> Tensor:
-        """Noise (or velocity) [rows, C, h, w] in fp32."""
+    def _forward(self, asked: Sequence[_Row]) -> Tensor:
+        """Noise (or velocity) [rows, C, h, w] in fp32; a batch of fixed size is filled up with its first row."""
+        filling = replace(asked[0], entries=_nothing(self._unet_groups))
+        rows = [*asked, *[filling] * self._missing(len(asked))]
+        embeddings, mask = side_by_side([row.embeddings for row in rows])
         used: dict[str, Tables] = {}
         with ExitStack() as stack:
             for name in self._unet_groups:
-                tables = stack.enter_context(self.groups[name].adding([blend[name] for blend in blends]))
+                tables = stack.enter_context(self.groups[name].adding([row.entries[name] for row in rows]))
                 used |= {f"{name} {block}".rstrip(): each for block, each in tables.items()}
-            self._observe(used, len(blends))
-            dtype = self.base.unet.dtype
+            self._observe(used, len(asked))
+            latents, timesteps = torch.cat([row.latents for row in rows]), torch.cat([row.timestep for row in rows])
             return self.base.unet(
-                latents.to(dtype), timesteps, embeddings, encoder_attention_mask=mask, return_dict=False
-            )[0].float()
+                latents.to(self.base.unet.dtype), timesteps, embeddings, encoder_attention_mask=mask, return_dict=False
+            )[0][: len(asked)].float()
+
+    def _missing(self, rows: int) -> int:
+        return max(0, self._fixed.rows - rows) if self._fixed else 0
+
+    def _alike(self, keys: Sequence[ImageKey]) -> list[list[ImageKey]]:
+        """The pictures that share a forward: all of them, or where last bits matter those of equally long prompts."""
+        if self._fixed is None:
+            return [list(keys)]
+        lengths: dict[int, list[ImageKey]] = {}
+        for key in keys:
+            lengths.setdefault(self._images[key].embeddings.shape[1], []).append(key)
+        return list(lengths.values())
 
     def _observe(self, used: Mapping[str, Tables], rows: int) -> None:
         self._metrics.batch_rows.observe(rows)
@@ -267,6 +296,11 @@ def _pool_rows(pool_bytes: int, groups: Iterable[LayerGroup]) -> int:
     if size < _FEWEST_POOL_ROWS:
         raise BadSetting(f"pool_bytes is {pool_bytes}, expected at least {_FEWEST_POOL_ROWS * row_bytes} on this base")
     return size
+
+
+def _nothing(groups: Sequence[str]) -> Mapping[str, RowEntries]:
+    """Entries of a row without adapters."""
+    return {group: {EVERYWHERE: ()} for group in groups}
 
 
 def _blends(job: Job, lease: Lease) -> tuple[PlacedBlend, ...]:

@@ -40,10 +40,13 @@ class LayerGroup:
         """Device bytes of one rank row over all layers."""
         return sum((layer.k + layer.n) * layer.weight.element_size() for layer in self.layers.values())
 
-    def open(self, size: int, device: torch.device) -> None:
-        """Makes room for `size` rank rows; their arrays are allocated by `write`, when first needed."""
+    def open(self, size: int, device: torch.device, fixed_rank: int | None = None) -> None:
+        """Makes room for `size` rank rows; their arrays are allocated by `write`, when first needed.
+
+        fixed_rank: R class of all forwards, where results must not depend on the company in their last bits.
+        """
         self.rows = RowAllocator(size)
-        self._banks: defaultdict[str, TableBank] = defaultdict(lambda: TableBank(device))
+        self._banks: defaultdict[str, TableBank] = defaultdict(lambda: TableBank(device, fixed_rank))
 
     def write(self, rows: Sequence[int], factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
         """Writes one adapter's factors {module path: (a [r, K], b [r, N], scale)} into `rows` of every layer."""

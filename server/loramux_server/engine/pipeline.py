@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -60,6 +61,7 @@ def load_base(folder: Path, name: str, device: torch.device) -> Base:
     """
     _check_parts(folder)
     disable_progress_bar()
+    diffusers_logging.set_verbosity_error()  # else every picture's scheduler warns of settings it does not have
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     try:
         unet = UNet2DConditionModel.from_pretrained(

@@ -1,0 +1,81 @@
+"""With --deterministic a picture has the same bits alone and in any company."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loramux_server.engine.engine import Engine
+from loramux_server.errors import Incompatible
+from loramux_server.requests import BlendEntry, GenerationRequest, PartWeights, Sampler
+
+NAMES = ("everything", "attention", "convolution")
+LONG = ", ".join(["a red apple beside a dog"] * 16)
+
+
+@pytest.fixture(params=["tiny_base", "built_in_base"])
+def fixed(request: pytest.FixtureRequest, server_class: Any, three_adapters: Any, tmp_path: Path) -> Iterator[Any]:
+    base = request.getfixturevalue(request.param)
+    server = server_class(str(base), tmp_path / "store", deterministic=True, deterministic_rank=64)
+    server.publish(three_adapters(base, tmp_path, 0.3))
+    yield server
+    server.close()
+
+
+def random_request(dice: random.Random, seed: int) -> GenerationRequest:
+    names = dice.sample(NAMES, dice.choice([0, 1, 1, 2, 3]))
+    parts = dice.choice([PartWeights(), PartWeights(blocks=(("mid", 0.3),))])
+    schedule = dice.choice([(), ((0.4, 0.0), (0.4, 1.0))])
+    return GenerationRequest(
+        prompt=dice.choice(["a red apple", "a dog", "a house", LONG]),
+        blend=tuple(BlendEntry(name, dice.choice([-0.6, 0.3, 1.0]), parts, schedule) for name in names),
+        sampler=dice.choice(list(Sampler)),
+        steps=dice.randint(2, 4),
+        guidance_scale=dice.choice([1.0, 4.0]),
+        seed=seed,
+    )
+
+
+def test_bits_do_not_depend_on_the_company(fixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    forward = Engine._forward
+
+    def watched(engine: Engine, asked: Any) -> Any:
+        sizes.append((len(asked), len({str(row.entries) for row in asked})))
+        return forward(engine, asked)
+
+    monkeypatch.setattr(Engine, "_forward", watched)
+    dice = random.Random(5)
+    asked = [random_request(dice, seed) for seed in range(24)]
+    company = fixed.draw(asked)
+    assert len({rows for rows, _ in sizes}) >= 3 and max(rows for rows, _ in sizes) == 4
+    assert sum(blends >= 2 for _, blends in sizes) >= 15, "the forwards mixed nothing"
+    dice.shuffle(order := list(range(24)))
+    again = dict(zip(order, fixed.draw([asked[i] for i in order]), strict=True))
+    for i, request in enumerate(asked):
+        (alone,) = fixed.draw([request])
+        assert np.array_equal(alone, company[i]) and np.array_equal(alone, again[i]), request
+
+
+def test_forwards_have_one_shape(fixed: Any) -> None:
+    everything, attention = BlendEntry("everything", 1.0), BlendEntry("attention", 0.5)
+    request = GenerationRequest("a dog", seed=1, steps=2, guidance_scale=1.0, blend=(everything, attention))
+    fixed.draw([request])
+    fixed.forwards.clear()
+    fixed.draw([request])
+    assert {(t.rows, t.width) for forward in fixed.forwards for t in forward.values()} == {(4, 64)}
+
+
+def test_a_blend_of_more_ranks_is_refused(
+    server_class: Any, three_adapters: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    server = server_class(str(tiny_base), tmp_path / "store", deterministic=True, deterministic_rank=16)
+    server.publish(three_adapters(tiny_base, tmp_path, 0.3))
+    blend = tuple(BlendEntry(name, 1.0) for name in NAMES)
+    with pytest.raises(Incompatible, match=r"total rank \d+ in \S+, at most 16 fits"):
+        server.admission.admit(GenerationRequest("a dog", blend=blend))
+    assert server.admission.base.max_rank == 16
+    server.close()
