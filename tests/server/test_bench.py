@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from loramux_server.bench import cli, gpu, kernels, shapes
+from loramux_server.bench import cli, engine, gpu, kernels, shapes
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
 
@@ -124,13 +124,23 @@ def test_without_a_card_there_is_nothing_to_tune(capsys: pytest.CaptureFixture[s
     assert "no CUDA device" in capsys.readouterr().err
 
 
+def test_the_engine_is_compared_with_what_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every side once, on pictures of few steps: the checks of sameness are the point."""
+    calls: list[object] = []
+    monkeypatch.setattr(engine, "_STEPS", 1)
+    monkeypatch.setattr(engine, "_PEER_STEPS", 4)
+    monkeypatch.setattr(engine, "ratio", lambda *sides, **_: float(len([calls.append(side()) for side in sides])))
+    rows = engine.measure()
+    assert len(rows) == 4 and len(calls) == 8 and rows[-1].bound == ">=2.5"
+
+
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param("kernels", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
         "overhead",
         pytest.param("store", marks=pytest.mark.long),
-        "engine",
+        pytest.param("engine", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
     ],
 )
 def test_one_json_object(name: str) -> None:

@@ -1,25 +1,33 @@
-"""Eight pictures with eight blends: in one forward a tick, against one after another and against no adapters."""
+"""Eight pictures with eight blends: in one forward a tick, against one after another, against no adapters, and against
+diffusers with PEFT."""
 
 import itertools
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-from loramux_server.app import DETERMINISTIC_ROWS, App
+import numpy as np
+from torch import Tensor
+
+from loramux_server.app import BUILTIN_FOLDER, DETERMINISTIC_ROWS, App
 from loramux_server.bench.harness import Row, ratio
+from loramux_server.bench.peer import Peer
 from loramux_server.engine.adapter_cache import Lease
+from loramux_server.engine.pictures import decode
 from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey, Job
 from loramux_server.settings import Settings
 
 _STEPS = 6
+_PEER_STEPS = 20  # the default: whole pictures
 _WEIGHTS = (0.3, 0.6, 0.9, 1.2)
 
 
 def measure() -> list[Row]:
     """Ratios of whole denoising runs on the built-in base."""
     with tempfile.TemporaryDirectory() as folder, _app(folder) as app, _app(folder, deterministic=True) as fixed:
-        return [*_measure(app), _cost_of_fixed(app, fixed)]
+        return [*_measure(app), _cost_of_fixed(app, fixed), *_against_peer(app)]
 
 
 @contextmanager
@@ -41,6 +49,28 @@ def _cost_of_fixed(app: App, fixed: App) -> Row:
         lambda: _run(app, jobs),
     )
     return Row("8 pictures of 8 blends, --deterministic / free", value, "x")
+
+
+def _against_peer(app: App) -> list[Row]:
+    """Whole pictures, ours in one batch; of adapters that act in the UNet alone, which both sides apply alike."""
+    if not find_spec("peft"):
+        return []
+    files = {name: BUILTIN_FOLDER / "adapters" / f"{name}.safetensors" for name in ("ink", "glossy", "zib")}
+    pairs = list(itertools.combinations(files, 2))
+    blends = [dict.fromkeys(pairs[i % len(pairs)], _WEIGHTS[i // 3]) for i in range(8)]
+    jobs = [_job(app, blend, _PEER_STEPS) for blend in blends]
+    peer = Peer(BUILTIN_FOLDER / "base", files)
+    ours, theirs = _pictures(app, jobs), peer.draw(jobs)
+    far = max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in zip(ours, theirs, strict=True))
+    assert far <= 1, f"the two sides draw different pictures, by up to {far}/255"
+    assert len({picture.tobytes() for picture in ours}) == len(jobs), "two blends draw the same picture"
+    value = ratio(lambda: peer.draw(jobs), lambda: _pictures(app, jobs), repeats=5)
+    return [Row("8 pictures of 8 blends, pictures a second, ours / diffusers and PEFT", value, "x", ">=2.5")]
+
+
+def _pictures(app: App, jobs: Sequence[Job]) -> list[np.ndarray]:
+    vae = app.engine.base.vae
+    return [np.asarray(decode(vae, latents)) for latents in _latents(app, jobs)]
 
 
 def _blends(app: App) -> list[dict[str, float]]:
@@ -66,18 +96,23 @@ def _measure(app: App) -> list[Row]:
     ]
 
 
-def _job(app: App, blend: dict[str, float]) -> Job:
+def _job(app: App, blend: dict[str, float], steps: int = _STEPS) -> Job:
     entries = tuple(BlendEntry(name, weight) for name, weight in blend.items())
-    return app.admission.admit(GenerationRequest("a red apple", blend=entries, steps=_STEPS, seed=1))
+    return app.admission.admit(GenerationRequest("a red apple", blend=entries, steps=steps, seed=1))
 
 
 def _run(app: App, jobs: Sequence[Job]) -> list[bytes]:
-    """Denoises the jobs in shared forwards; the bytes of their final latents."""
+    """The bytes of the jobs' final latents."""
+    return [latents.numpy().tobytes() for latents in _latents(app, jobs)]
+
+
+def _latents(app: App, jobs: Sequence[Job]) -> list[Tensor]:
+    """Denoises the jobs in shared forwards; their final latents."""
     leases: list[Lease] = [app.engine.load(job).result() for job in jobs]
     for job, lease in zip(jobs, leases, strict=True):
         app.engine.begin(job, lease)
     keys = [ImageKey(job.id, 0) for job in jobs]
-    results = [app.engine.step(keys) for _ in range(_STEPS)][-1]
+    results = [app.engine.step(keys) for _ in range(jobs[0].sampling.steps)][-1]
     for lease in leases:
         app.engine.adapters.release(lease)
-    return [result.latents.numpy().tobytes() for result in results if result.latents is not None]
+    return [result.latents for result in results if result.latents is not None]
