@@ -107,6 +107,14 @@ def test_a_single_rank_row_behind_a_row_without_any(plan: str, k: int) -> None:
     assert not torch.equal(run(without, PLANS[plan])[1], got[1])
 
 
+@pytest.mark.parametrize("plan", ["split", "split in wide steps", "vendor"])
+def test_the_largest_total_rank(plan: str) -> None:
+    case = linear(torch.float16, m=20, k=64, n=48, blends=((512,), (), (300, 100, 5), (16,)))
+    assert case.tables.width == 512
+    got, want = run(case, PLANS[plan]), case.want()
+    assert error(got, want) <= ALLOWED * floor(want, torch.float16, 64)
+
+
 def test_the_order_of_adapters_in_a_blend_matters_only_at_the_floor() -> None:
     case = linear(torch.float16, m=40, k=64, n=48)
     reordered = case.with_entries([row[::-1] for row in case.tables.entries])
