@@ -1,18 +1,21 @@
 """The benchmarks run, check what they compare, and tell it in one form."""
 
+import itertools
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from loramux_server.bench import cli, engine, gpu, kernels, shapes
+from loramux_server.bench import cli, engine, gpu, kernels, shapes, soak
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
+from loramux_server.engine.adapter_cache import AdapterCache
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,23 @@ def test_without_a_card_there_is_nothing_to_tune(capsys: pytest.CaptureFixture[s
     assert "NVIDIA card" in capsys.readouterr().err
     assert gpu.main(["check"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_short_soak_finds_nothing() -> None:
+    """The long form, `loramux bench soak`, watches memory too."""
+    rows = {row.name: row for row in soak.measure(60)}
+    memory = rows.pop("growth of resident memory after the warm-up")
+    assert memory.bound and all(row.holds for row in rows.values()), rows
+
+
+def test_a_soak_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are never given back, and a picture that is another's."""
+    monkeypatch.setattr(AdapterCache, "_give_back", lambda *_: None)
+    numbers = itertools.count()
+    monkeypatch.setattr(soak, "_picture", lambda _: np.full((2, 2, 3), next(numbers) % 200))
+    monkeypatch.setattr(soak, "_ROOM", 10.0)
+    rows = {row.name: row for row in soak.measure(12)}
+    assert not rows["pictures that were wrong"].holds and not rows["rank rows lost"].holds
 
 
 def test_the_engine_is_compared_with_what_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +113,12 @@ class AdapterCache:
         for wanted in retry:
             if not wanted.future.cancelled():
                 self._loader.submit(self._load, wanted)
+
+    def evict_unused(self) -> None:
+        """Puts out every adapter that no job uses."""
+        with self._lock, suppress(PoolFull):
+            while True:
+                self._evict()
 
     def close(self) -> None:
         """Ends the loader's thread."""
