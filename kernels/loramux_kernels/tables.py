@@ -73,7 +73,7 @@ class Tables:
 class TableBank:
     """Static tables, one set for each (rows, class), rewritten in place between forwards.
 
-    Tables that would be rewritten with what they hold are left alone. fixed_width: an R class for all tables, with a
+    Only batch rows that changed are written. fixed_width: an R class for all tables, with a
     list of rank rows for each batch row; then what is computed for a row does not depend on the others' blends, not
     even in its last bits.
     """
@@ -82,8 +82,7 @@ class TableBank:
         self._device = device
         self._classes = R_CLASSES if fixed_width is None else (0, fixed_width)
         self._fixed_width = fixed_width
-        self._places: dict[tuple[str, int, int], tuple[Tensor, Tensor, Tensor]] = {}
-        self._held: dict[tuple[str, int, int], tuple[Entries, ...]] = {}
+        self._places: dict[tuple[str, int, int], _Place] = {}
 
     def write(
         self,
@@ -103,34 +102,65 @@ class TableBank:
         scales = [self._scales(axis, lists) for axis, lists in (("outputs", outputs), ("inputs", inputs))]
         if width == 0 and scales == [None, None]:
             return None
-        idx, scale, nrank = self._fill("rank", entries, max(width, self._classes[1]))
-        return Tables(idx, scale, nrank, entries, _composition(entries, self._fixed_width), *scales)
+        place = self._place("rank", entries, max(width, self._classes[1]))
+        if place.write(entries) or place.composition is None:
+            place.composition = _composition(entries, self._fixed_width)
+        return Tables(*place.tensors, entries, place.composition, *scales)
 
     def _scales(self, axis: str, lists: Sequence[Entries] | None) -> ScaleTables | None:
         entries = tuple(tuple(row) for row in lists or ())
         width = class_of(max(map(len, entries), default=0), G_CLASSES, f"decomposed adapters in {axis}")
         if width == 0:
             return None
-        return ScaleTables(*self._fill(axis, entries, width), tuple(map(len, entries)))
+        place = self._place(axis, entries, width)
+        place.write(entries)
+        return ScaleTables(*place.tensors, tuple(map(len, entries)))
 
-    def _fill(self, kind: str, entries: tuple[Entries, ...], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _place(self, kind: str, entries: tuple[Entries, ...], width: int) -> "_Place":
         key = (kind, len(entries), width)
         if key not in self._places:
-            shape = (len(entries), width)
-            self._places[key] = (
-                torch.zeros(shape, dtype=torch.int32, device=self._device),
-                torch.zeros(shape, dtype=torch.float32, device=self._device),
-                torch.zeros(len(entries), dtype=torch.int32, device=self._device),
-            )
-        idx, scale, count = self._places[key]
-        if self._held.get(key) != entries:
-            pad = ((0, 0.0),) * width
-            padded = [(*row, *pad[len(row) :]) for row in entries]
-            idx.copy_(torch.tensor([[r for r, _ in row] for row in padded], dtype=torch.int32))
-            scale.copy_(torch.tensor([[s for _, s in row] for row in padded]))
-            count.copy_(torch.tensor([len(row) for row in entries], dtype=torch.int32))
-            self._held[key] = entries
-        return idx, scale, count
+            self._places[key] = _Place(len(entries), width, self._device)
+        return self._places[key]
+
+
+class _Place:
+    """Static tensors (idx, scale, count) on the device, and what the host last wrote into them.
+
+    On the CPU the host writes into the tensors themselves, otherwise into copies in pinned memory: a change allocates
+    no tensor, and touches the batch rows that changed.
+    """
+
+    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+        self.tensors = _zeros(rows, width, device)
+        self._staging = self.tensors if device.type == "cpu" else _zeros(rows, width, torch.device("cpu"), pinned=True)
+        self._host = tuple(tensor.numpy() for tensor in self._staging)
+        self._entries: tuple[Entries, ...] = ((),) * rows
+        self.composition: Composition | None = None
+
+    def write(self, entries: tuple[Entries, ...]) -> bool:
+        """Writes what changed; whether anything did."""
+        idx, scale, count = self._host
+        pairs = zip(entries, self._entries, strict=True)
+        changed = [row for row, (new, old) in enumerate(pairs) if new is not old and new != old]
+        for row in changed:
+            used = len(entries[row])
+            idx[row, :used] = [number for number, _ in entries[row]]
+            scale[row, :used] = [value for _, value in entries[row]]
+            idx[row, used:], scale[row, used:], count[row] = 0, 0, used
+        if changed and self._staging is not self.tensors:
+            for tensor, staging in zip(self.tensors, self._staging, strict=True):
+                tensor.copy_(staging)
+        self._entries = entries
+        return bool(changed)
+
+
+def _zeros(rows: int, width: int, device: torch.device, *, pinned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """idx int32 [rows, width], scale fp32 [rows, width], count int32 [rows]."""
+    return (
+        torch.zeros(rows, width, dtype=torch.int32, device=device, pin_memory=pinned),
+        torch.zeros(rows, width, dtype=torch.float32, device=device, pin_memory=pinned),
+        torch.zeros(rows, dtype=torch.int32, device=device, pin_memory=pinned),
+    )
 
 
 def class_of(count: int, classes: Sequence[int], what: str) -> int:

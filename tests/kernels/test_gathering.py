@@ -1,11 +1,13 @@
 """The reference's factors lie side by side: views where they can be, otherwise gathered once for each composition."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from loramux_kernels import RankRowPool, TableBank, Tables, lora_linear
 
@@ -68,6 +70,30 @@ def test_a_composition_larger_than_the_pool_is_not_kept(gathers: list[int]) -> N
     tables = tables_of([[row, *range(2, 34)] for row in (40, 50)])
     a, _ = pool.gathered(tables.composition)
     assert torch.equal(a[1, 0], pool.a[50]) and gathers == []
+
+
+def test_a_change_of_weight_allocates_no_tensor_and_writes_its_row_alone() -> None:
+    bank = TableBank(CPU)
+    rows = tuple((row, 1.0) for row in range(1, 20))
+    first = bank.write([rows, rows, ()])
+    assert first is not None
+    first.scale[1] = 7.0  # seen again if the second row were written
+
+    class Recorded(TorchDispatchMode):
+        calls: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Recorded():
+        second = bank.write([tuple((row, 0.25) for row, _ in rows), rows, ()])
+    assert Recorded.calls == []
+    assert second is not None and second.idx is first.idx and second.composition is not None
+    assert second.scale[0, :19].tolist() == [0.25] * 19 and second.scale[1, 0] == 7.0
+    assert second.nrank.tolist() == [19, 19, 0]
+    shorter = bank.write([((5, 2.0),), rows, ()])
+    assert shorter is not None and shorter.idx[0].tolist() == [5] + [0] * 31 and shorter.scale[0].sum() == 2.0
 
 
 @settings(max_examples=60, deadline=None)
