@@ -1,7 +1,7 @@
 """What may become a job: fills open fields with the base's defaults, checks every field, resolves adapters.
 
 Takes a request, the store and what the base can do; gives a job or one error that names every field at fault.
-It reads the catalog, so it does not belong on the event loop. It knows no protobuf and no queue.
+It reads the catalog and decodes images, so it does not belong on the event loop. It knows no protobuf and no queue.
 """
 
 import math
@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from loramux_server import images
 from loramux_server.errors import Incompatible, InvalidRequest, Violation
+from loramux_server.images import Brought
 from loramux_server.requests import (
     BlendEntry,
     GenerationRequest,
@@ -38,11 +40,16 @@ MAX_WEIGHT = 16.0
 MAX_POINTS = 32
 MAX_PROMPT = 10_000
 MAX_SEED = 2**63 - 1
+STRENGTH = 0.8  # where a picture starts from an image, as diffusers has it
+MASKED_STRENGTH = 1.0  # and where a mask says what is redrawn
 
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts:
-    """What admission needs of the base. side, size_multiple, min_side and max_side in pixels."""
+    """What admission needs of the base. side, size_multiple, min_side and max_side in pixels.
+
+    inpainting: whether its UNet sees an image and a mask beside the latents.
+    """
 
     name: str
     digest: str
@@ -56,6 +63,7 @@ class BaseFacts:
     max_rank: int
     steps: int = 20
     sampler: Sampler = Sampler.DPMPP_2M
+    inpainting: bool = False
 
 
 class Admission:
@@ -89,8 +97,12 @@ class Admission:
             NotFound: an adapter or version that is not on the shelf.
             Incompatible: an adapter of another layout, or a blend that can never fit.
         """
-        job = self._settle(request)
-        violations = _violations(request, job, self.base, self._blocks)
+        brought = images.decode(request)
+        job = self._settle(request, brought)
+        violations = [
+            *_violations(request, job, self.base, self._blocks),
+            *_drawn_over(request, job, brought, self.base),
+        ]
         if not violations:
             prompts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
             violations = [*self._check_sampling(job.sampling), *self._check_prompts(prompts, job.text_mode)]
@@ -100,7 +112,8 @@ class Admission:
         negative = None
         if request.negative_blend is not None:
             negative = self._resolved("negative_blend", request.negative_blend)
-        return replace(job, blend=blend, negative_blend=negative)
+        source = images.source(request, brought, job.width, job.height)
+        return replace(job, blend=blend, negative_blend=negative, source=source)
 
     def _resolved(self, field: str, entries: Sequence[BlendEntry]) -> tuple[Weighted, ...]:
         blend = tuple(self._weighted(entry) for entry in entries)
@@ -108,9 +121,10 @@ class Admission:
         self._check_blend([weighted.version for weighted in blend])
         return blend
 
-    def _settle(self, request: GenerationRequest) -> Job:
-        """The request with every open field filled, without its blend."""
+    def _settle(self, request: GenerationRequest, brought: Brought) -> Job:
+        """The request with every open field filled, without its blend and its source."""
         base = self.base
+        width, height = _sides(brought, base)
         return Job(
             id=uuid.uuid4().hex,
             prompt=request.prompt,
@@ -125,11 +139,12 @@ class Admission:
                 timesteps=request.timesteps,
                 guidance_scale=_either(request.guidance_scale, base.guidance_scale),
                 guidance_rescale=_either(request.guidance_rescale, 0.0),
+                strength=_strength(request),
             ),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             num_images=_either(request.num_images, 1),
-            width=_either(request.width, base.side),
-            height=_either(request.height, base.side),
+            width=_either(request.width, width),
+            height=_either(request.height, height),
             output=request.output,
         )
 
@@ -151,6 +166,20 @@ def _either(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
+def _sides(brought: Brought, base: BaseFacts) -> tuple[int, int]:
+    """Width and height where none are asked for: the image's, rounded down to what the base draws."""
+    if brought.image is None:
+        return base.side, base.side
+    step = base.size_multiple
+    return brought.image.width // step * step, brought.image.height // step * step
+
+
+def _strength(request: GenerationRequest) -> float | None:
+    if request.image is None:
+        return None
+    return _either(request.strength, STRENGTH if request.mask is None else MASKED_STRENGTH)
+
+
 def _violations(request: GenerationRequest, job: Job, base: BaseFacts, blocks: Collection[str]) -> list[Violation]:
     found = [
         _range("steps", job.sampling.steps, 1, MAX_STEPS),
@@ -159,8 +188,8 @@ def _violations(request: GenerationRequest, job: Job, base: BaseFacts, blocks: C
         *_timesteps(request),
         _range("seed", job.seed, 0, MAX_SEED - MAX_IMAGES),
         _range("num_images", job.num_images, 1, MAX_IMAGES),
-        _size("width", job.width, base),
-        _size("height", job.height, base),
+        _size("width", job.width, request.width is None, base),
+        _size("height", job.height, request.height is None, base),
         _range("quality", job.output.quality, 1, 100),
         _range("preview_every", job.output.preview_every, 0, MAX_STEPS),
         _length("prompt", job.prompt),
@@ -233,11 +262,34 @@ def _timesteps(request: GenerationRequest) -> list[Violation]:
     return found
 
 
-def _size(field: str, value: int, base: BaseFacts) -> Violation | None:
+def _drawn_over(request: GenerationRequest, job: Job, brought: Brought, base: BaseFacts) -> list[Violation]:
+    """What is wrong with the image, the mask and what belongs to them."""
+    found = [
+        *brought.violations,
+        _range("strength", _either(job.sampling.strength, 1.0), 0, 1),
+        _range("mask_blur", _either(request.mask_blur, 0.0), 0, images.MAX_BLUR),
+        _alone("strength", request.strength, "image", request.image),
+        _alone("mask", request.mask, "image", request.image),
+        _alone("mask_blur", request.mask_blur, "mask", request.mask),
+    ]
+    if base.inpainting:
+        missing = f"is missing, expected since the base {base.name} is made for inpainting: it takes image and mask"
+        found += [Violation(field, missing) for field in ("image", "mask") if getattr(request, field) is None]
+    return [violation for violation in found if violation is not None]
+
+
+def _alone(field: str, value: object, needed: str, other: object) -> Violation | None:
+    if value is None or other is not None:
+        return None
+    return Violation(field, f"is given without {needed}, expected both")
+
+
+def _size(field: str, value: int, left_open: bool, base: BaseFacts) -> Violation | None:
     step = base.size_multiple
     if base.min_side <= value <= base.max_side and value % step == 0:
         return None
-    return Violation(field, f"is {value}, expected a multiple of {step} from {base.min_side} to {base.max_side}")
+    whose = " as that of image" if left_open else ""
+    return Violation(field, f"is {value}{whose}, expected a multiple of {step} from {base.min_side} to {base.max_side}")
 
 
 def _length(field: str, text: str) -> Violation | None:

@@ -24,6 +24,7 @@ from loramux.v1 import (
     generation_service_pb2_grpc,
 )
 from loramux_kernels import Impl, check_impl, default_impl, self_test
+from loramux_server import images
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine import sampling
 from loramux_server.engine.engine import Engine, Fixed, Observer
@@ -51,6 +52,7 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
     ("grpc.max_concurrent_streams", 256),
     ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.max_receive_message_length", 2 * images.MAX_BYTES + (1 << 20)),  # image, mask and the rest of a request
 ]
 DETERMINISTIC_ROWS = 4  # of every forward with --deterministic: two guided pictures
 _BUILTIN_GUIDANCE = 3.0  # what the built-in base's card was measured with
@@ -228,6 +230,7 @@ def _facts(engine: Engine, layout: Layout, settings: Settings) -> BaseFacts:
         max_side=max(settings.max_side, base.side),
         max_rank=engine.max_rank,
         guidance_scale=_BUILTIN_GUIDANCE if settings.base == BUILTIN else 7.5,
+        inpainting=base.inpainting,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2
-from loramux_server import admission
+from loramux_server import admission, images
 from loramux_server.admission import BaseFacts
 from loramux_server.errors import InvalidRequest, Violation
 from loramux_server.requests import (
@@ -124,6 +124,10 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
             parameters=not message.omit_parameters,
             preview_every=message.preview_every,
         ),
+        image=message.image if message.HasField("image") else None,
+        strength=message.strength if message.HasField("strength") else None,
+        mask=message.mask if message.HasField("mask") else None,
+        mask_blur=message.mask_blur if message.HasField("mask_blur") else None,
     )
 
 
@@ -167,6 +171,10 @@ def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Ap
         height=job.height,
         base_digest=base.digest,
         server_version=server_version,
+        strength=job.sampling.strength,
+        image_sha256=job.source.image_digest if job.source else "",
+        mask_sha256=job.source.mask_digest if job.source else "",
+        mask_blur=job.source.mask_blur if job.source else 0.0,
     )
 
 
@@ -243,6 +251,8 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
             max_blend_entries=admission.MAX_ENTRIES,
             max_blend_rank=base.max_rank,
             max_upload_bytes=max_upload,
+            max_image_bytes=images.MAX_BYTES,
+            max_image_pixels=images.MAX_PIXELS,
         ),
         defaults=generation_pb2.Defaults(
             sampler=_SAMPLER_NUMBERS[base.sampler],
@@ -251,6 +261,7 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
             width=base.side,
             height=base.side,
         ),
+        inpainting=base.inpainting,
     )
 
 

@@ -54,6 +54,8 @@ def _pairs(job: Job, index: int) -> dict[str, str]:
         "CFG Rescale": f"{sampling.guidance_rescale:g}" if sampling.guidance_rescale else "",
         "Seed": str(job.seed + index),
         "Size": f"{job.width}x{job.height}",
+        "Denoising strength": f"{sampling.strength:g}" if sampling.strength is not None else "",
+        "Mask blur": f"{job.source.mask_blur:g}" if job.source and job.source.mask_blur else "",
         # web interfaces count the layers from the end, and the last is 1
         "Clip skip": str(job.text_mode.clip_skip + 1) if job.text_mode.clip_skip else "",
     }

@@ -4,7 +4,7 @@ They know no protobuf, no tensors and no queue.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from loramux_store.record import VersionRecord
@@ -126,6 +126,10 @@ class GenerationRequest:
     width: int | None = None
     height: int | None = None
     output: Output = Output()
+    image: bytes | None = field(default=None, repr=False)
+    strength: float | None = None
+    mask: bytes | None = field(default=None, repr=False)
+    mask_blur: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,10 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How noise becomes a picture. timesteps: where they were given, `steps` is their number."""
+    """How noise becomes a picture. timesteps: where they were given, `steps` is their number.
+
+    strength: share of the steps that are made where a picture starts from an image; None where it does not.
+    """
 
     sampler: Sampler
     steps: int
@@ -148,6 +155,22 @@ class Sampling:
     timesteps: tuple[int, ...] = ()
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a picture is drawn over, in the size of the picture.
+
+    image: RGB, 3 bytes a pixel; mask: a byte a pixel, 1 where it is redrawn, or None: everywhere. The digests are
+    hex sha256 of the files as they were sent; mask_blur is what the mask was blurred by.
+    """
+
+    image: bytes = field(repr=False)
+    image_digest: str
+    mask: bytes | None = field(default=None, repr=False)
+    mask_digest: str = ""
+    mask_blur: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +192,7 @@ class Job:
     width: int
     height: int
     output: Output
+    source: Source | None = None
 
     @property
     def guided(self) -> bool:

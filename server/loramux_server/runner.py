@@ -1,8 +1,8 @@
 """The one thread that turns jobs into pictures: plan, step, settle.
 
 Takes jobs and listeners; tells each listener what happens. It joins the scheduler and the engine, which do not
-know each other, and knows no gRPC. Loading adapters and encoding pictures happen on other threads, off the
-tick's way.
+know each other, and knows no gRPC. Loading adapters, encoding images that requests bring and decoding pictures happen
+on other threads, off the tick's way.
 """
 
 import logging
@@ -11,9 +11,11 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from loramux_server.engine.adapter_cache import Lease
 from loramux_server.engine.engine import Engine, StepResult
+from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.errors import Draining, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import (
@@ -39,13 +41,18 @@ _BEGIN = 4  # jobs whose prompts are encoded between two ticks: running pictures
 
 @dataclass(slots=True)
 class _Running:
-    """A job between arrival and end; times are monotonic seconds."""
+    """A job between arrival and end; times are monotonic seconds.
+
+    encoding: of the image it starts from, if any; awaited: how many of loading and encoding are not done.
+    """
 
     job: Job
     listener: Listener
     keys: tuple[ImageKey, ...]
     arrived: float
     loading: "Future[Lease] | None" = None
+    encoding: "Future[ImageLatents] | None" = None
+    awaited: int = 1
     lease: Lease | None = None
     started: float = 0.0
     denoised: float = 0.0
@@ -66,7 +73,7 @@ class Runner:
         self._ending: list[tuple[str, Event | None, str]] = []
         self._draining = False
         self._stopping = False
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._vae = ThreadPoolExecutor(1, thread_name_prefix="vae")
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
 
     def start(self) -> None:
@@ -94,10 +101,16 @@ class Runner:
                 raise Draining("the server is stopping and takes no new requests")
             position = self._scheduler.submit([Item(key, bucket, 1 + job.guided) for key in keys])
             running.loading = loading = self._engine.load(job)
+            waited: list[Future[Any]] = [loading]
+            if job.source is not None:
+                running.encoding = self._vae.submit(self._engine.encode, job, job.source)
+                waited.append(running.encoding)
+            running.awaited = len(waited)
             self._jobs[job.id] = running
             self._gauge()
         listener(Queued(position))
-        loading.add_done_callback(partial(self._on_loaded, job.id))
+        for future in waited:
+            future.add_done_callback(partial(self._on_done, running))
 
     def cancel(self, job_id: str) -> None:
         """Frees the job's rows at the next tick; a job that has ended is left alone."""
@@ -116,7 +129,7 @@ class Runner:
             self._lock.notify_all()
         if self._thread.ident is not None:
             self._thread.join()
-        self._decoder.shutdown(wait=True)
+        self._vae.shutdown(wait=True)
         self._engine.close()
 
     def _run(self) -> None:
@@ -173,7 +186,7 @@ class Runner:
         if not running.stepping:
             running.denoised = time.monotonic()
             self._release(running)
-        self._decoder.submit(self._deliver, running, result)
+        self._vae.submit(self._deliver, running, result)
 
     def _preview(self, running: _Running, result: StepResult) -> None:
         """On the decoder's thread; a preview that fails is no reason to fail the picture."""
@@ -186,7 +199,7 @@ class Runner:
             _log.exception("a preview could not be made")
 
     def _deliver(self, running: _Running, result: StepResult) -> None:
-        """On the decoder's thread: encode the picture, tell of it, and of the end after the last one."""
+        """On the VAE's thread: encode the picture, tell of it, and of the end after the last one."""
         job = running.job
         if job.id not in self._jobs:
             return
@@ -219,10 +232,13 @@ class Runner:
         self._metrics.request_seconds.observe(timings.total)
         return timings
 
-    def _on_loaded(self, job_id: str, _future: "Future[Lease]") -> None:
+    def _on_done(self, running: _Running, _future: "Future[Any]") -> None:
+        """Loading or encoding ended, one way or another."""
         with self._lock:
-            self._loaded.append(job_id)
-            self._lock.notify_all()
+            running.awaited -= 1
+            if running.awaited == 0:
+                self._loaded.append(running.job.id)
+                self._lock.notify_all()
 
     def _begin_loaded(self) -> None:
         with self._lock:
@@ -234,11 +250,13 @@ class Runner:
 
     def _begin(self, running: _Running) -> None:
         loading, running.loading = running.loading, None
+        encoding, running.encoding = running.encoding, None
         assert loading is not None
         try:
             running.lease = loading.result()
+            start = None if encoding is None else encoding.result()
             running.listener(Started(running.job))
-            self._engine.begin(running.job, running.lease)
+            self._engine.begin(running.job, running.lease, start)
         except Exception as error:
             self._fail(running.job.id, error)
             return
@@ -280,6 +298,8 @@ class Runner:
         self._engine.drop(running.keys)
         if running.loading is not None and not running.loading.cancel():
             running.loading.add_done_callback(self._release_late)
+        if running.encoding is not None:
+            running.encoding.cancel()
         self._release(running)
 
     def _release(self, running: _Running) -> None:

@@ -27,9 +27,10 @@ from loramux_store.record import UploadSpec
 TOKENIZER = BUILTIN_FOLDER / "base" / "tokenizer"
 
 
-def _unet(channels: tuple[int, ...], layers: int, text_width: int) -> UNet2DConditionModel:
+def _unet(channels: tuple[int, ...], layers: int, text_width: int, seen: int) -> UNet2DConditionModel:
     down = ("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",)
     return UNet2DConditionModel(
+        in_channels=seen,
         block_out_channels=channels,
         layers_per_block=layers,
         sample_size=16,
@@ -41,8 +42,13 @@ def _unet(channels: tuple[int, ...], layers: int, text_width: int) -> UNet2DCond
     )
 
 
-def write_tiny_base(folder: Path, *, seed: int, channels: tuple[int, ...], layers: int, prediction: str) -> Path:
-    """A random Stable Diffusion 1.x pipeline in diffusers layout, with the built-in base's real tokenizer."""
+def write_tiny_base(
+    folder: Path, *, seed: int, channels: tuple[int, ...], layers: int, prediction: str, seen: int = 4
+) -> Path:
+    """A random Stable Diffusion 1.x pipeline in diffusers layout, with the built-in base's real tokenizer.
+
+    seen: channels that the UNet takes; 9 of a base for inpainting.
+    """
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     text_config = CLIPTextConfig(
@@ -78,7 +84,7 @@ def write_tiny_base(folder: Path, *, seed: int, channels: tuple[int, ...], layer
         vae=vae,
         text_encoder=CLIPTextModel(text_config),
         tokenizer=tokenizer,
-        unet=_unet(channels, layers, 32),
+        unet=_unet(channels, layers, 32, seen),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -100,6 +106,19 @@ def other_tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three levels of two layers, velocity prediction."""
     return write_tiny_base(
         tmp_path_factory.mktemp("bases") / "other", seed=1, channels=(8, 16, 24), layers=2, prediction="v_prediction"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_inpainting_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two levels, a UNet that sees latents, mask and the rest of the image."""
+    return write_tiny_base(
+        tmp_path_factory.mktemp("bases") / "inpainting",
+        seed=2,
+        channels=(16, 32),
+        layers=1,
+        prediction="epsilon",
+        seen=9,
     )
 
 

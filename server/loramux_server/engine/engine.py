@@ -18,10 +18,11 @@ from torch import Tensor
 
 from loramux_kernels import MAX_ROW_RANK, Impl, Tables
 from loramux_server import parameters
-from loramux_server.engine import pictures
+from loramux_server.engine import image_latents, pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
 from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, RowEntries
 from loramux_server.engine.fused_attention import fuse_projections
+from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.engine.lora_layers import LayerGroup, wrap
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.previews import Previews
@@ -29,7 +30,7 @@ from loramux_server.engine.sampling import ImageSampler, guide
 from loramux_server.engine.text import BlendedText, PromptEncoder
 from loramux_server.errors import BadSetting, PictureFailed
 from loramux_server.metrics import Metrics
-from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling, Weighted
+from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling, Source, Weighted
 from loramux_store.layout import Layout
 from loramux_store.record import VersionRecord
 
@@ -138,18 +139,27 @@ class Engine:
         """Brings the job's adapters onto the device; never blocks."""
         return self.adapters.request([weighted.version for weighted in (*job.blend, *(job.negative_blend or ()))])
 
+    def encode(self, job: Job, source: Source) -> ImageLatents:
+        """What the job's pictures start from; safe beside ticks."""
+        try:
+            return image_latents.encode(self.base.vae, job, source, inpainting=self.base.inpainting)
+        except torch.OutOfMemoryError as error:
+            raise PictureFailed("image does not fit into device memory") from error
+
     @torch.inference_mode()
-    def begin(self, job: Job, lease: Lease) -> None:
-        """Encodes the job's prompts and makes the first noise of its pictures."""
+    def begin(self, job: Job, lease: Lease, start: ImageLatents | None = None) -> None:
+        """Encodes the job's prompts and makes the first latents of its pictures; start: where it has a source."""
         blends = _blends(job, lease)
         embeddings = self._embeddings(job, blends)
         settled = None
         if not any(blend.scheduled for blend in blends):
             settled = tuple(blend.at(0.0, self._unet_groups) for blend in blends)
         scale = self.base.latent_scale
-        shape = (1, self.base.unet.config["in_channels"], job.height // scale, job.width // scale)
+        shape = (1, self.base.latent_channels, job.height // scale, job.width // scale)
         for index in range(job.num_images):
-            sampler = ImageSampler(job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device)
+            sampler = ImageSampler(
+                job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device, start
+            )
             self._images[ImageKey(job.id, index)] = _Image(
                 sampler, embeddings, job.sampling, blends, job.output.preview_every, settled
             )

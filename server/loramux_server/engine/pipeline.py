@@ -19,6 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 from loramux_server.errors import BadBase
 
 _COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_CHANNELS = 4  # of latents
+_INPAINTING_CHANNELS = 9  # latents, a mask, and latents of the image without what is redrawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,16 @@ class Base:
     def latent_scale(self) -> int:
         """Pixels of a side that one latent covers."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Of latents."""
+        return self.vae.config["latent_channels"]
+
+    @property
+    def inpainting(self) -> bool:
+        """Whether the UNet sees a mask and the rest of an image beside the latents."""
+        return self.unet.config["in_channels"] == _INPAINTING_CHANNELS
 
     @property
     def min_side(self) -> int:
@@ -104,8 +116,11 @@ def _check_parts(folder: Path) -> None:
 
 def _check_architecture(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
     channels, context = unet.config["in_channels"], unet.config["cross_attention_dim"]
-    if channels != 4:
-        raise BadBase(f"base {folder} has a UNet of {channels} input channels, expected 4")
+    if channels not in (_CHANNELS, _INPAINTING_CHANNELS):
+        raise BadBase(
+            f"base {folder} has a UNet of {channels} input channels, "
+            f"expected {_CHANNELS}, or {_INPAINTING_CHANNELS} for inpainting"
+        )
     if context != text_encoder.config.hidden_size:
         raise BadBase(
             f"base {folder} has a UNet for text of width {context} and a text encoder of width "

@@ -5,6 +5,7 @@ next latents, and says what a sampler cannot do. It knows no model, no prompt an
 """
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from loramux_server.engine.image_latents import ImageLatents
+from loramux_server.engine.inpainting import Beginning, begin
 from loramux_server.engine.previews import foreseen
 from loramux_server.errors import Violation
 from loramux_server.requests import Sampler, Sampling, SigmaSchedule
@@ -49,7 +52,7 @@ class ImageSampler:
     """The state of one picture between ticks. Latents are fp32 [1, C, h, w] on the engine's device.
 
     The first noise is drawn as diffusers' pipelines draw it: from a CPU generator of the picture's seed, on
-    which ancestral samplers draw on.
+    which ancestral samplers draw on. start: what the picture starts from where that is not noise alone.
     """
 
     def __init__(
@@ -59,12 +62,24 @@ class ImageSampler:
         seed: int,
         shape: tuple[int, int, int, int],
         device: torch.device,
+        start: ImageLatents | None = None,
     ) -> None:
         self._scheduler = _scheduler(sampling, scheduler_config)
         _set_timesteps(self._scheduler, sampling, device)
-        self._timesteps: list[float] = self._scheduler.timesteps.tolist()
+        first = _first(self._scheduler, sampling)
+        self._steps: Tensor = self._scheduler.timesteps[first:]
+        self._timesteps: list[float] = self._steps.tolist()
         generator = torch.Generator("cpu").manual_seed(seed)
-        self.latents = torch.randn(shape, generator=generator).to(device) * self._scheduler.init_noise_sigma
+        if start is None:
+            noise = torch.randn(shape, generator=generator).to(device)
+            beginning = Beginning(noise * self._scheduler.init_noise_sigma)
+        else:
+            if hasattr(self._scheduler, "set_begin_index"):
+                self._scheduler.set_begin_index(first)
+            beginning = begin(
+                start, self._scheduler, self._steps[:1], pure=sampling.strength == 1, shape=shape, generator=generator
+            )
+        self.latents, self._beside, self._kept = beginning.latents, beginning.beside, beginning.kept
         takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
         self._extra: dict[str, Any] = {"generator": generator} if takes_generator else {}
         self.position = 0
@@ -72,7 +87,7 @@ class ImageSampler:
     @property
     def total(self) -> int:
         """Number of steps: UNet evaluations of this picture."""
-        return len(self._scheduler.timesteps)
+        return len(self._steps)
 
     @property
     def finished(self) -> bool:
@@ -88,22 +103,27 @@ class ImageSampler:
     @property
     def timestep(self) -> Tensor:
         """The timestep of the next evaluation, a scalar tensor."""
-        return self._scheduler.timesteps[self.position]
+        return self._steps[self.position]
 
     def model_input(self) -> Tensor:
-        """What the model sees next, [1, C, h, w]."""
-        return self._scheduler.scale_model_input(self.latents, self.timestep)
+        """What the model sees next, [1, C, h, w]: the latents, and what lies beside them for inpainting."""
+        latents = self._scheduler.scale_model_input(self.latents, self.timestep)
+        return latents if self._beside is None else torch.cat([latents, self._beside], dim=1)
 
     def foreseen(self, prediction: Tensor) -> Tensor:
         """Finished latents as the prediction for `model_input` has them; call it before `advance`."""
         alphas = self._scheduler.alphas_cumprod
         alpha = float(alphas[min(round(float(self.timestep)), len(alphas) - 1)])
-        return foreseen(self.model_input(), prediction, alpha, self._scheduler.config["prediction_type"])
+        sample = self._scheduler.scale_model_input(self.latents, self.timestep)
+        return foreseen(sample, prediction, alpha, self._scheduler.config["prediction_type"])
 
     def advance(self, prediction: Tensor) -> None:
         """Takes the model's prediction [1, C, h, w] for `model_input` and moves one step on."""
         self.latents = self._scheduler.step(prediction, self.timestep, self.latents, **self._extra).prev_sample
         self.position += 1
+        if self._kept is not None:
+            coming = self._steps[self.position : self.position + 1]
+            self.latents = self._kept.put_back(self.latents, self._scheduler, coming)
 
 
 def violations(sampling: Sampling, scheduler_config: dict[str, Any]) -> list[Violation]:
@@ -118,12 +138,13 @@ def violations(sampling: Sampling, scheduler_config: dict[str, Any]) -> list[Vio
         found.append(Violation("timesteps", f"are given, {sampling.sampler} takes none"))
     if found:
         return found
+    scheduler = _scheduler(sampling, scheduler_config)
     try:
-        _set_timesteps(_scheduler(sampling, scheduler_config), sampling, torch.device("cpu"))
+        _set_timesteps(scheduler, sampling, torch.device("cpu"))
     except ValueError as error:  # what only this base's configuration rules out
         field = "timesteps" if sampling.timesteps else "steps"
         return [Violation(field, f"cannot be taken by {sampling.sampler} on this base: {error}")]
-    return []
+    return _too_weak(scheduler, sampling)
 
 
 def sigma_schedules(sampler: Sampler) -> tuple[SigmaSchedule, ...]:
@@ -158,6 +179,29 @@ def _scheduler(sampling: Sampling, config: dict[str, Any]) -> Any:
     if sampling.sigma_schedule != SigmaSchedule.BASE:
         options = options | {name: schedule == sampling.sigma_schedule for schedule, name in _SIGMAS.items()}
     return scheduler.from_config(config, **options)
+
+
+def _first(scheduler: Any, sampling: Sampling) -> int:
+    """Position of the first timestep that is made of all there are, as diffusers' pipelines cut them by strength."""
+    if sampling.strength is None:
+        return 0
+    count = _count(scheduler, sampling)
+    return (count - min(int(count * sampling.strength), count)) * scheduler.order
+
+
+def _count(scheduler: Any, sampling: Sampling) -> int:
+    """What strength is a share of: the pipelines count evaluations where timesteps are given, otherwise steps."""
+    return len(scheduler.timesteps) if sampling.timesteps else sampling.steps
+
+
+def _too_weak(scheduler: Any, sampling: Sampling) -> list[Violation]:
+    """What is wrong with a strength that leaves no step."""
+    count, there = _count(scheduler, sampling), len(scheduler.timesteps)
+    fewest = max(1, count - math.ceil(there / scheduler.order) + 1)
+    if sampling.strength is None or int(count * sampling.strength) >= fewest:
+        return []
+    said = f"is {sampling.strength}, which leaves no step of {count}, expected at least {fewest}/{count}"
+    return [Violation("strength", said)]
 
 
 def _set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device) -> None:
