@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from loramux.v1 import generation_pb2 as pb
 from loramux_client import pictures
 from loramux_client.errors import InvalidArgument, Violation
+from loramux_client.image_source import ImageSource, image_bytes
 from loramux_client.server_info import Defaults, Limits, ServerInfo
 
 SAMPLERS: dict[str, pb.Sampler] = {
@@ -88,6 +89,9 @@ def generate_request(prompt: str, **asking: Unpack[pictures.Asking]) -> pb.Gener
     for name, field in (("adapters", "blend"), ("negative_adapters", "negative_blend")):
         if (blend := rest.pop(name, None)) is not None:
             _set_blend(getattr(request, field), field, cast("pictures.Blend", blend))
+    for field in ("image", "mask"):
+        if (source := rest.pop(field, None)) is not None:
+            set_field(request, field, image_bytes(field, cast("ImageSource", source)))
     for field, numbers in _ENUMS.items():
         if name := rest.pop(field, None):
             set_field(request, field, _number(field, str(name), numbers))
@@ -175,6 +179,10 @@ def read_applied(message: pb.Applied) -> pictures.Applied:
         clip_skip=message.clip_skip,
         base_digest=message.base_digest,
         server_version=message.server_version,
+        strength=message.strength if message.HasField("strength") else None,
+        image_sha256=message.image_sha256 or None,
+        mask_sha256=message.mask_sha256 or None,
+        mask_blur=message.mask_blur,
     )
 
 
@@ -264,6 +272,8 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
             max_blend_entries=limits.max_blend_entries,
             max_blend_rank=limits.max_blend_rank,
             max_upload_bytes=limits.max_upload_bytes,
+            max_image_bytes=limits.max_image_bytes,
+            max_image_pixels=limits.max_image_pixels,
         ),
         defaults=Defaults(
             sampler=read_sampler(defaults.sampler),
@@ -272,4 +282,5 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
             width=defaults.width,
             height=defaults.height,
         ),
+        inpainting=message.inpainting,
     )

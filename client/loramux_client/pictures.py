@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from loramux_client.image_source import ImageSource
+
 Sampler = Literal["ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "heun", "dpmpp-2m-sde", "dpmpp-sde", "unipc", "lcm"]
 PromptSyntax = Literal["weighted", "plain"]
 LongPrompt = Literal["chunks", "cut"]
@@ -82,6 +84,15 @@ class Asking(TypedDict, total=False):
     num_images: int
     width: int
     height: int
+    """Left out, both are the image's, or else the base's own."""
+    image: ImageSource
+    """A picture to start from: a PNG, JPEG or WebP file as bytes, as a path, or opened in binary mode."""
+    strength: float
+    """How far from image the picture may go, 0 to 1: the share of the steps that are made."""
+    mask: ImageSource
+    """Where image is redrawn: a file like image, at least half white there."""
+    mask_blur: float
+    """Radius of a blur of mask before it is cut at half white, in its own pixels."""
     image_format: ImageFormat
     """latents is a safetensors file of what there is before decoding."""
     quality: int
@@ -127,6 +138,11 @@ class Applied:
     clip_skip: int
     base_digest: str
     server_version: str
+    strength: float | None = None
+    """None where the picture did not start from an image."""
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
+    mask_blur: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

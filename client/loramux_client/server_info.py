@@ -21,6 +21,8 @@ class Limits:
     max_blend_entries: int
     max_blend_rank: int
     max_upload_bytes: int
+    max_image_bytes: int
+    max_image_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class ServerInfo:
     samplers: tuple[str, ...]
     limits: Limits
     defaults: Defaults
+    inpainting: bool
+    """Whether every request must bring image and mask."""
 
 
 class Health(IntEnum):

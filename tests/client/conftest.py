@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import grpc
@@ -91,6 +92,10 @@ def applied(request: generation_pb2.GenerateRequest) -> generation_pb2.Applied:
         height=64,
         base_digest="b" * 64,
         server_version="1.2.3",
+        strength=request.strength if request.HasField("image") else None,
+        image_sha256=sha256(request.image).hexdigest() if request.HasField("image") else "",
+        mask_sha256=sha256(request.mask).hexdigest() if request.HasField("mask") else "",
+        mask_blur=request.mask_blur,
     )
 
 
@@ -144,7 +149,8 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
             base="tiny",
             device="cpu",
             samplers=[generation_pb2.SAMPLER_DDIM, 99],  # pyright: ignore[reportArgumentType]
-            limits=generation_pb2.Limits(max_side=512),
+            limits=generation_pb2.Limits(max_side=512, max_image_bytes=99, max_image_pixels=9),
+            inpainting=True,
             defaults=generation_pb2.Defaults(sampler=generation_pb2.SAMPLER_DPMPP_2M, steps=20),
         )
 

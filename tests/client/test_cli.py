@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,19 @@ async def test_generate_writes_pictures_and_says_what_was_applied(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("applied ink@2=0.5 (dddddddddddd) + noto@2=0")
     assert "seed 7" in last
+
+
+async def test_generate_draws_over_an_image(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    image.write_bytes(b"picture")
+    mask.write_bytes(b"stencil")
+    options = ["--image", str(image), "--mask", str(mask), "--strength", "0.5", "--mask-blur", "4"]
+    assert await run(server, "generate", "a cat", *options, "-o", str(tmp_path / "a.png")) == 0
+    (request,) = server.requests
+    assert (request.image, request.mask, request.strength, request.mask_blur) == (b"picture", b"stencil", 0.5, 4)
+    over, mask_digest = (sha256(data).hexdigest()[:12] for data in (b"picture", b"stencil"))
+    said = f"64x64, over {over} at strength 0.5, mask {mask_digest} blurred by 4, base"
+    assert said in capsys.readouterr().out
 
 
 async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import io
 from contextlib import aclosing, closing
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,29 @@ async def test_a_blend_may_be_weighted_by_part_and_progress(ask: Any, server: An
     assert second.HasField("negative_blend") and not second.negative_blend.entries
 
 
+async def test_an_image_and_a_mask_may_be_bytes_paths_or_open_files(ask: Any, server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"picture")
+    made = await ask("generate", "", image=b"picture", mask=path, strength=0.25, mask_blur=4)
+    with path.open("rb") as file:
+        await ask("generate", "", image=str(path), mask=file)
+    await ask("generate", "", image=io.BytesIO(b"picture"), mask=bytearray(b"picture"))
+    assert [(request.image, request.mask) for request in server.requests] == [(b"picture", b"picture")] * 3
+    assert [request.HasField("strength") for request in server.requests] == [True, False, False]
+    assert (server.requests[0].strength, server.requests[0].mask_blur) == (0.25, 4)
+    digest = sha256(b"picture").hexdigest()
+    assert (made.applied.strength, made.applied.mask_blur) == (0.25, 4)
+    assert (made.applied.image_sha256, made.applied.mask_sha256) == (digest, digest)
+    plain = await ask("generate", "")
+    assert (plain.applied.strength, plain.applied.image_sha256, plain.applied.mask_sha256) == (None, None, None)
+
+
+async def test_an_image_that_is_nowhere_is_the_systems_error(ask: Any, server: Any) -> None:
+    with pytest.raises(FileNotFoundError):
+        await ask("generate", "", image="/nowhere/a.png")
+    assert server.requests == []
+
+
 async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
     await ask("generate", "", adapters={"ink": 0.8, "noto": None})
     first, second = server.requests[0].blend.entries
@@ -123,6 +148,9 @@ async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
         ({"sampler": "plms"}, "sampler"),
         ({"sigma_schedule": "uniform"}, "sigma_schedule"),
         ({"timesteps": [1.5]}, "timesteps"),
+        ({"image": 7}, "image"),
+        ({"image": b"", "mask": io.StringIO("text")}, "mask"),
+        ({"strength": "much"}, "strength"),
         ({"adapters": [Use("a", blocks={"mid": "much"})]}, "blend.entries[0].part_weights.blocks"),  # pyright: ignore[reportArgumentType]
         ({"negative_adapters": [Use("a", schedule=[("x", 1)])]}, "negative_blend.entries[0].schedule.progress"),  # pyright: ignore[reportArgumentType]
         ({"adapters": [Use("a"), Use("b", "much")]}, "blend.entries[1].weight"),  # pyright: ignore[reportArgumentType]
@@ -164,6 +192,7 @@ async def test_server_info_keeps_samplers_it_does_not_know(ask: Any) -> None:
     info = await ask("server_info")
     assert info.samplers == ("ddim", "unknown-99")
     assert (info.base, info.limits.max_side, info.defaults.sampler) == ("tiny", 512, "dpmpp-2m")
+    assert (info.limits.max_image_bytes, info.limits.max_image_pixels, info.inpainting) == (99, 9, True)
 
 
 async def test_health_speaks_grpc_health_v1(ask: Any) -> None:

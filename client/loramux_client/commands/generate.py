@@ -77,6 +77,10 @@ def generate(
     num_images: Annotated[int, Parameter(name=["--num-images", "-n"])] = 1,
     width: int | None = None,
     height: int | None = None,
+    image: Annotated[Path | None, Parameter(help="A picture to start from: .png, .jpg or .webp.")] = None,
+    mask: Annotated[Path | None, Parameter(help="Where the image is redrawn: a picture that is white there.")] = None,
+    strength: Annotated[float | None, Parameter(help="How far from the image it may go, 0 to 1.")] = None,
+    mask_blur: Annotated[float | None, Parameter(help="Radius of a blur of the mask, in its pixels.")] = None,
     output: Annotated[
         Path,
         Parameter(
@@ -104,6 +108,10 @@ def generate(
         "num_images": num_images,
         "width": width,
         "height": height,
+        "image": image,
+        "mask": mask,
+        "strength": strength,
+        "mask_blur": mask_blur,
         "image_format": _FORMATS[output.suffix.lower()],
         "quality": quality,
         "omit_parameters": no_parameters or None,
@@ -149,6 +157,16 @@ def numbered(output: Path, index: int, count: int) -> Path:
     return output if count == 1 else output.with_name(f"{output.stem}-{index}{output.suffix}")
 
 
+def _over(applied: Applied) -> list[str]:
+    """What it was drawn over, if anything."""
+    if applied.strength is None or applied.image_sha256 is None:
+        return []
+    over = [f"over {terminal.short(applied.image_sha256)} at strength {applied.strength:g}"]
+    if applied.mask_sha256:
+        over.append(f"mask {terminal.short(applied.mask_sha256)} blurred by {applied.mask_blur:g}")
+    return over
+
+
 def applied_line(applied: Applied) -> str:
     """What was applied, on a line."""
     blend = [f"{a.adapter}@{a.version}={a.weight:g} ({terminal.short(a.digest)})" for a in applied.adapters]
@@ -158,6 +176,7 @@ def applied_line(applied: Applied) -> str:
         f"{applied.sampler}{' ' + applied.sigma_schedule if applied.sigma_schedule else ''}, {applied.steps} steps",
         f"guidance {applied.guidance_scale:g}",
         f"{applied.width}x{applied.height}",
+        *_over(applied),
         f"base {terminal.short(applied.base_digest)}",
     ]
     return f"applied {', '.join(facts)}"
