@@ -176,7 +176,7 @@ class Runner:
             else:
                 running.listener(Stepped(result.key.index, result.step, result.total))
                 if result.foreseen is not None:
-                    self._decoder.submit(self._preview, running, result)
+                    self._vae.submit(self._preview, running, result)
                 if result.latents is not None:
                     self._finish(running, result)
 
@@ -189,7 +189,7 @@ class Runner:
         self._vae.submit(self._deliver, running, result)
 
     def _preview(self, running: _Running, result: StepResult) -> None:
-        """On the decoder's thread; a preview that fails is no reason to fail the picture."""
+        """On the VAE's thread; a preview that fails is no reason to fail the picture."""
         if running.job.id not in self._jobs:
             return
         try:
