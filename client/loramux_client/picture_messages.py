@@ -45,12 +45,18 @@ FORMATS: dict[str, pb.ImageFormat] = {
     "webp": pb.IMAGE_FORMAT_WEBP,
     "latents": pb.IMAGE_FORMAT_LATENTS,
 }
+PRIORITIES: dict[str, pb.Priority] = {
+    "interactive": pb.PRIORITY_INTERACTIVE,
+    "normal": pb.PRIORITY_NORMAL,
+    "batch": pb.PRIORITY_BATCH,
+}
 _ENUMS: dict[str, Mapping[str, int]] = {
     "sampler": SAMPLERS,
     "sigma_schedule": SIGMA_SCHEDULES,
     "prompt_syntax": PROMPT_SYNTAXES,
     "long_prompt": LONG_PROMPTS,
     "image_format": FORMATS,
+    "priority": PRIORITIES,
 }
 _SAMPLER_NAMES: dict[int, str] = {number: name for name, number in SAMPLERS.items()}
 _SYNTAX_NAMES: dict[int, str] = {number: name for name, number in PROMPT_SYNTAXES.items()}

@@ -17,6 +17,7 @@ Sampler = Literal["ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "heun", "dpmpp
 PromptSyntax = Literal["weighted", "plain"]
 LongPrompt = Literal["chunks", "cut"]
 ImageFormat = Literal["png", "jpeg", "webp", "latents"]
+Priority = Literal["interactive", "normal", "batch"]
 SigmaSchedule = Literal["karras", "exponential", "beta"]
 
 
@@ -101,6 +102,8 @@ class Asking(TypedDict, total=False):
     """Leaves out of the files what they were made with."""
     preview_every: int
     """`stream` tells a Preview after every so many steps of a picture."""
+    priority: Priority
+    """Part of the machine beside other requests: interactive 4, normal (the default) 1, batch a quarter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,7 @@ class Admission:
             width=_either(request.width, width),
             height=_either(request.height, height),
             output=request.output,
+            priority=request.priority,
         )
 
     def _weighted(self, entry: BlendEntry) -> Weighted:

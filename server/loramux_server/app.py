@@ -26,7 +26,7 @@ from loramux.v1 import (
 from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server import images
 from loramux_server.admission import Admission, BaseFacts
-from loramux_server.engine import sampling
+from loramux_server.engine import row_budget, sampling
 from loramux_server.engine.engine import Engine, Fixed, Observer
 from loramux_server.engine.pipeline import Base, load_base
 from loramux_server.errors import BadSetting
@@ -56,6 +56,7 @@ _OPTIONS = [
 ]
 DETERMINISTIC_ROWS = 4  # of every forward with --deterministic: two guided pictures
 _BUILTIN_GUIDANCE = 3.0  # what the built-in base's card was measured with
+_CPU_ROWS = 32  # of a forward on the CPU, where memory is no bound
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -95,7 +96,8 @@ class App:
         layout = _registered(self.engine.layout, self.store)
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
-        max_rows = DETERMINISTIC_ROWS if settings.deterministic else settings.max_rows
+        max_rows = _max_rows(settings, base)
+        self.metrics.max_rows.set(max_rows((base.side // base.latent_scale) ** 2))
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, max_rows), self.metrics)
         self.admission = Admission(
             self.store,
@@ -204,6 +206,16 @@ def _fixed(settings: Settings) -> Fixed | None:
         "deterministic", rows_of_every_forward=fixed.rows, rank_of_every_blend=fixed.rank, cost="docs/isolation.md"
     )
     return fixed
+
+
+def _max_rows(settings: Settings, base: Base) -> Callable[[int], int]:
+    """Most rows of a forward by latent area: as set, or what fits."""
+    if settings.deterministic:
+        return lambda _area: DETERMINISTIC_ROWS
+    if settings.max_rows is None and base.device.type == "cuda":
+        return row_budget.on_cuda(base).rows
+    rows = settings.max_rows or _CPU_ROWS
+    return lambda _area: rows
 
 
 def _registered(layout: Layout, store: Store) -> Layout:

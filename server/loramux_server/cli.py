@@ -64,7 +64,8 @@ def serve(
     deterministic_rank:
         Largest total rank of a blend with --deterministic; every blend costs as much. Default: 128.
     max_rows:
-        Most rows of one UNet forward; a guided picture takes two. Default: 32.
+        Most rows of one UNet forward; a guided picture takes two. Default: what fits a GPU's memory, measured at
+        the start; 32 on the CPU.
     max_queue:
         Most pictures waiting or running. Default: 256.
     max_side:

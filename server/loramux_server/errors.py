@@ -4,6 +4,7 @@
     ├── InvalidRequest      fields outside their range, every one of them named
     ├── Incompatible        an adapter that does not fit the base, or a blend that can never fit the pool
     ├── Busy                the queue is full
+    ├── TooLate             it could not be done before its deadline
     ├── Draining            the server is stopping
     ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
     ├── BadBase             a folder that is no Stable Diffusion base (at start)
@@ -49,6 +50,14 @@ class Busy(LoraMuxError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TooLate(LoraMuxError):
+    """The deadline comes before the pictures could be done; `seconds` is how long they would take, at least."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class Draining(LoraMuxError):

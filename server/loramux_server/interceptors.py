@@ -24,6 +24,8 @@ DOMAIN = "loramux"
 _MAX_TEXT = 1024  # of a message: statuses travel in trailers, which hold about 8 KiB in all
 _MAX_VIOLATIONS = 20
 
+_TURNED_AWAY = (errors.Busy, errors.TooLate, errors.Draining, errors.Incompatible, errors.InvalidRequest)
+
 _log = structlog.stdlib.get_logger(__name__)
 
 _Details = tuple[grpc.StatusCode, str, dict[str, str], list[Message]]
@@ -104,7 +106,7 @@ class _Call:
             raise error
         if isinstance(error, shelf.Refused):
             self._metrics.upload_failures.labels(error.reason.partition(":")[0]).inc()
-        if isinstance(error, errors.Busy | errors.Draining | errors.Incompatible | errors.InvalidRequest):
+        if isinstance(error, _TURNED_AWAY):
             self._metrics.rejected.labels(_describe(error)[1]).inc()
         code, status = to_status(error)
         self._code = code.name
@@ -139,6 +141,8 @@ def _describe(error: Exception) -> _Details:
         case errors.Busy():
             retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=max(1, round(error.retry_after))))
             return code.RESOURCE_EXHAUSTED, "QUEUE_FULL", {}, [retry]
+        case errors.TooLate():
+            return code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", {"estimated_seconds": f"{error.seconds:.1f}"}, []
         case errors.Draining() | shelf.Closed():
             return code.UNAVAILABLE, "DRAINING", {}, []
         case errors.PictureFailed():

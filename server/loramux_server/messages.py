@@ -25,6 +25,7 @@ from loramux_server.requests import (
     Output,
     PartWeights,
     Preview,
+    Priority,
     PromptSyntax,
     Queued,
     Sampler,
@@ -86,6 +87,12 @@ _FORMATS = {
     generation_pb2.IMAGE_FORMAT_WEBP: ImageFormat.WEBP,
     generation_pb2.IMAGE_FORMAT_LATENTS: ImageFormat.LATENTS,
 }
+_PRIORITIES = {
+    generation_pb2.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    generation_pb2.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    generation_pb2.PRIORITY_NORMAL: Priority.NORMAL,
+    generation_pb2.PRIORITY_BATCH: Priority.BATCH,
+}
 _FORMAT_NUMBERS = {format: number for number, format in _FORMATS.items()}
 
 
@@ -128,6 +135,7 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
         strength=message.strength if message.HasField("strength") else None,
         mask=message.mask if message.HasField("mask") else None,
         mask_blur=message.mask_blur if message.HasField("mask_blur") else None,
+        priority=_known("priority", message.priority, _PRIORITIES),
     )
 
 

@@ -32,8 +32,8 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"loramux_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"loramux_{name}", text, buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"loramux_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.build_info = gauge("build_info", "Always 1; what is running.", "version", "base", "device", "kernels")
         self.engine_up = gauge("engine_up", "1 while the engine's thread runs.")
@@ -42,7 +42,10 @@ class Metrics:
         self.in_flight = gauge("requests_in_flight", "Requests taken in and not ended.")
         self.waiting = gauge("images_waiting", "Pictures whose adapters or prompt are not ready.")
         self.running = gauge("images_running", "Pictures ready to step.")
-        self.queue_seconds = histogram("request_queue_seconds", "Arrival to first step.", _SECONDS)
+        self.admitted = counter("admitted_total", "Requests taken into the queue.", "priority")
+        self.queue_seconds = histogram("request_queue_seconds", "Arrival to first step.", _SECONDS, "priority")
+        self.speed = gauge("speed", "Rows times latent area that recent forwards made in a second.")
+        self.max_rows = gauge("max_rows", "Most rows of a UNet forward at the base's own size.")
         self.request_seconds = histogram("request_seconds", "Arrival to end.", _SECONDS)
         self.step_seconds = histogram("denoise_step_seconds", "One UNet forward.", _STEP_SECONDS)
         self.batch_rows = histogram("batch_size", "Rows of a UNet forward.", _COUNTS)

@@ -57,6 +57,14 @@ class ImageFormat(StrEnum):
     LATENTS = "latents"
 
 
+class Priority(StrEnum):
+    """Who is waiting: a person, a program, or nobody."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
 QUALITY = 90
 """Of JPEG and WebP where none is asked for."""
 
@@ -130,6 +138,7 @@ class GenerationRequest:
     strength: float | None = None
     mask: bytes | None = field(default=None, repr=False)
     mask_blur: float | None = None
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,18 @@ class Sampling:
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
     strength: float | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Of the UNet, for one picture."""
+        steps = self.steps if self.strength is None else int(self.steps * self.strength)
+        match self.sampler:
+            case Sampler.PNDM:
+                return steps + 1
+            case Sampler.HEUN:
+                return 2 * steps - 1
+            case _:
+                return steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +213,7 @@ class Job:
     width: int
     height: int
     output: Output
+    priority: Priority
     source: Source | None = None
 
     @property

@@ -8,6 +8,7 @@ on other threads, off the tick's way.
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,7 @@ from loramux_server.requests import (
     Stepped,
     Timings,
 )
-from loramux_server.scheduler import Item, Scheduler
+from loramux_server.scheduler import Item, Plan, Scheduler
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ _BEGIN = 4  # jobs whose prompts are encoded between two ticks: running pictures
 
 @dataclass(slots=True)
 class _Running:
-    """A job between arrival and end; times are monotonic seconds.
+    """A job between arrival and end; times are monotonic seconds, 0 where it is not there yet.
 
     encoding: of the image it starts from, if any; awaited: how many of loading and encoding are not done.
     """
@@ -85,11 +86,14 @@ class Runner:
         """Whether the tick thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, job: Job, listener: Listener) -> None:
+    def submit(self, job: Job, listener: Listener, seconds_left: float | None = None) -> None:
         """Takes a job in; its listener hears Queued, Started, Stepped, ImageReady and Done, or Failed.
+
+        seconds_left: until nobody wants its pictures any more.
 
         Raises:
             Busy: the queue is full.
+            TooLate: it cannot be done in seconds_left.
             Draining: the server is stopping.
         """
         scale = self._engine.base.latent_scale
@@ -99,7 +103,10 @@ class Runner:
         with self._lock:
             if self._draining:
                 raise Draining("the server is stopping and takes no new requests")
-            position = self._scheduler.submit([Item(key, bucket, 1 + job.guided) for key in keys])
+            steps = job.sampling.evaluations
+            items = [Item(key, bucket, 1 + job.guided, steps, job.priority) for key in keys]
+            position = self._scheduler.submit(items, seconds_left)
+            self._metrics.admitted.labels(job.priority).inc()
             running.loading = loading = self._engine.load(job)
             waited: list[Future[Any]] = [loading]
             if job.source is not None:
@@ -155,17 +162,27 @@ class Runner:
             plan = self._scheduler.plan()
         if plan is None:
             return False
+        started = time.monotonic()
+        self._note_first_steps(plan.keys, started)
         try:
             results = self._engine.step(plan.keys)
         except Exception:
             _log.exception("a forward failed")
             self._fail_all({key.job for key in plan.keys}, PictureFailed("the forward of this picture failed"))
             return True
-        self._settle(results)
+        self._settle(plan, results, time.monotonic() - started)
         return True
 
-    def _settle(self, results: list[StepResult]) -> None:
+    def _note_first_steps(self, keys: Sequence[ImageKey], now: float) -> None:
+        for job_id in {key.job for key in keys}:
+            running = self._jobs.get(job_id)
+            if running is not None and running.started == 0:
+                running.started = now
+
+    def _settle(self, plan: Plan, results: list[StepResult], seconds: float) -> None:
         with self._lock:
+            self._scheduler.stepped(plan, seconds)
+            self._metrics.speed.set(self._scheduler.speed)
             self._scheduler.finish(r.key for r in results if r.latents is not None)
         for result in results:
             running = self._jobs.get(result.key.job)
@@ -228,7 +245,7 @@ class Runner:
             decode=now - running.denoised,
             total=now - running.arrived,
         )
-        self._metrics.queue_seconds.observe(timings.queue)
+        self._metrics.queue_seconds.labels(running.job.priority).observe(timings.queue)
         self._metrics.request_seconds.observe(timings.total)
         return timings
 
@@ -260,7 +277,6 @@ class Runner:
         except Exception as error:
             self._fail(running.job.id, error)
             return
-        running.started = time.monotonic()
         with self._lock:
             self._scheduler.ready(running.keys)
             self._gauge()

@@ -59,7 +59,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         job = await self._admit(request)
         response = generation_pb2.GenerateResponse(applied=messages.applied(job, self._admission.base, self._version))
         images: list[ImageReady] = []
-        async with aclosing(self._run(job)) as story:
+        async with aclosing(self._run(job, context.time_remaining())) as story:
             async for happened in story:
                 if isinstance(happened, ImageReady):
                     images.append(happened)
@@ -74,7 +74,8 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         context: "Context",
     ) -> AsyncIterator[generation_pb2.GenerateEvent]:
         """What happens, as it happens."""
-        async with aclosing(self._run(await self._admit(request))) as story:
+        job = await self._admit(request)
+        async with aclosing(self._run(job, context.time_remaining())) as story:
             async for happened in story:
                 yield messages.event(happened, self._admission.base, self._version)
 
@@ -89,14 +90,18 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _admit(self, request: generation_pb2.GenerateRequest) -> Job:
         return await asyncio.to_thread(self._admission.admit, messages.generation_request(request))
 
-    async def _run(self, job: Job) -> AsyncGenerator[Told, None]:
-        """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows."""
+    async def _run(self, job: Job, seconds_left: float | None) -> AsyncGenerator[Told, None]:
+        """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows.
+
+        Raises:
+            TooLate: where the end cannot come in seconds_left.
+        """
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def hear(happened: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, happened)
 
-        self._runner.submit(job, hear)
+        self._runner.submit(job, hear, seconds_left)
         try:
             while True:
                 happened = await events.get()

@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     deterministic_rank: Literal[16, 32, 64, 128, 256, 512] = Field(
         default=128, description="Largest total rank of a blend with --deterministic; every blend costs as much."
     )
-    max_rows: int = Field(default=32, ge=2, description="Most rows of one UNet forward.")
+    max_rows: int | None = Field(
+        default=None, ge=2, description="Most rows of one UNet forward; unset: what fits a GPU's memory, 32 on the CPU."
+    )
     max_queue: int = Field(default=256, ge=1, description="Most pictures waiting or running.")
     max_side: int = Field(default=1024, ge=64, description="Largest width and height, in pixels.")
     pool_bytes: int = Field(default=2 << 30, ge=1 << 20, description="Bytes of device memory for rank rows.")

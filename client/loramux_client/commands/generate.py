@@ -24,6 +24,7 @@ from loramux_client.pictures import (
     ImageFormat,
     ImageReady,
     Preview,
+    Priority,
     Queued,
     Sampler,
     SigmaSchedule,
@@ -91,6 +92,9 @@ def generate(
     ] = Path("loramux.png"),
     quality: Annotated[int | None, Parameter(help="Of .jpg and .webp, 1 to 100.")] = None,
     no_parameters: Annotated[bool, Parameter(negative="", help="Leave out of the file what it was made with.")] = False,
+    priority: Annotated[
+        Priority | None, Parameter(help="Part of the machine beside other requests: 4, 1 (normal) or a quarter.")
+    ] = None,
     server: Server = None,
 ) -> None:
     """Draw a picture with a blend of adapters. What is not said, the server decides."""
@@ -115,6 +119,7 @@ def generate(
         "image_format": _FORMATS[output.suffix.lower()],
         "quality": quality,
         "omit_parameters": no_parameters or None,
+        "priority": priority,
     }
     asking = Asking(**{name: value for name, value in asked.items() if value is not None})  # pyright: ignore[reportArgumentType]
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,13 @@ class LongPrompt(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LONG_PROMPT_UNSPECIFIED: _ClassVar[LongPrompt]
     LONG_PROMPT_CHUNKS: _ClassVar[LongPrompt]
     LONG_PROMPT_CUT: _ClassVar[LongPrompt]
+
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_BATCH: _ClassVar[Priority]
 SAMPLER_UNSPECIFIED: Sampler
 SAMPLER_DDIM: Sampler
 SAMPLER_PNDM: Sampler
@@ -73,6 +80,10 @@ PROMPT_SYNTAX_PLAIN: PromptSyntax
 LONG_PROMPT_UNSPECIFIED: LongPrompt
 LONG_PROMPT_CHUNKS: LongPrompt
 LONG_PROMPT_CUT: LongPrompt
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_BATCH: Priority
 
 class PartWeights(_message.Message):
     __slots__ = ("unet", "text_encoder", "blocks")
@@ -118,7 +129,7 @@ class Blend(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[BlendEntry, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "negative_blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "image_format", "quality", "omit_parameters", "preview_every", "image", "strength", "mask", "mask_blur")
+    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "negative_blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "image_format", "quality", "omit_parameters", "preview_every", "image", "strength", "mask", "mask_blur", "priority")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     BLEND_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +155,7 @@ class GenerateRequest(_message.Message):
     STRENGTH_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
     MASK_BLUR_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     negative_prompt: str
     blend: Blend
@@ -169,7 +181,8 @@ class GenerateRequest(_message.Message):
     strength: float
     mask: bytes
     mask_blur: float
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ..., preview_every: _Optional[int] = ..., image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., mask_blur: _Optional[float] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ..., preview_every: _Optional[int] = ..., image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., mask_blur: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class AppliedAdapter(_message.Message):
     __slots__ = ("adapter", "version", "digest", "weight", "part_weights", "schedule")

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Literal
 
-Name = Literal["kernels", "overhead", "engine", "store", "soak", "tune"]
+Name = Literal["kernels", "overhead", "engine", "store", "scheduler", "soak", "tune"]
 
 
 def bench(name: Name, *, json: bool = False) -> int:
@@ -21,9 +21,10 @@ def bench(name: Name, *, json: bool = False) -> int:
         kernels: the linear layers of two UNets with a blend in their rank rows against the layers alone and
         against PEFT. overhead: the wrapped base without adapters against diffusers' own UNet. engine: one forward
         of eight blends against eight forwards and against none. store: publishing a file against hashing it.
-        soak: thousands of requests that load, blend, evict and are cancelled, and whether anything is left behind;
-        takes long.
-        tune: which kernel is fastest for each layer on the NVIDIA card here; rewrites the kernels' dispatch table.
+        scheduler: how long requests take over their fair share, on a simulated device; also draws
+        out/bench/scheduler.png. soak: thousands of requests that load, blend, evict and are cancelled, and whether
+        anything is left behind; takes long. tune: which kernel is fastest for each layer on the NVIDIA card here;
+        rewrites the kernels' dispatch table.
     json:
         Print one JSON object instead of a table.
     """
@@ -31,7 +32,7 @@ def bench(name: Name, *, json: bool = False) -> int:
     # product costs a time slice. libgomp reads this when torch is imported.
     os.putenv("OMP_WAIT_POLICY", "PASSIVE")
     from loramux_server import logs
-    from loramux_server.bench import engine, harness, kernels, overhead, soak, store, tune
+    from loramux_server.bench import engine, harness, kernels, overhead, scheduling, soak, store, tune
 
     if name == "tune" and not tune.possible():
         print(
@@ -39,6 +40,14 @@ def bench(name: Name, *, json: bool = False) -> int:
         )
         return 2
     logs.configure(logging.WARNING)  # standard output is for the rows
-    modules = {"kernels": kernels, "overhead": overhead, "engine": engine, "store": store, "soak": soak, "tune": tune}
+    modules = {
+        "kernels": kernels,
+        "overhead": overhead,
+        "engine": engine,
+        "store": store,
+        "scheduler": scheduling,
+        "soak": soak,
+        "tune": tune,
+    }
     harness.tell(name, modules[name].measure(), json)
     return 0

@@ -27,6 +27,12 @@ from loramux_server.metrics import Metrics
 from loramux_store.errors import StoreError
 from loramux_store.record import VersionRecord
 
+LOADS_PAST = 8
+"""Jobs that pass one that waits for room before others that must load wait behind it."""
+HITS_PAST = 64
+"""Jobs that pass one that waits for room before all others wait behind it. Larger, because it holds up jobs that could
+run: only where the same adapters are in use without a break does it come to that."""
+
 _log = logging.getLogger(__name__)
 
 Factors = dict[str, tuple[Tensor, Tensor, float]]
@@ -46,14 +52,22 @@ class _Resident:
     users: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Wanted:
+    """A job in line. passed: later jobs that were served since there was no room for it; None before that."""
+
     versions: tuple[VersionRecord, ...]
+    ranks: Mapping[str, Mapping[str, int]]
     future: "Future[Lease]" = field(default_factory=lambda: Future[Lease]())
+    passed: int | None = None
 
 
 class AdapterCache:
     """Versions in the pool, least recently used first; those in use are never put out.
+
+    Jobs stand in line. One whose adapters are all there goes ahead at once, one for whose adapters there is no room is
+    passed. The first in line is not passed for ever: after LOADS_PAST later jobs nothing more is loaded before it, and
+    after HITS_PAST it is the next of all, so that adapters in steady use come free.
 
     compiled: gives the compiled file of a version (the store's `compiled`); max_rank: of a batch row in a layer group.
     """
@@ -71,8 +85,8 @@ class AdapterCache:
         self._max_rank = max_rank
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
-        self._waiting: list[_Wanted] = []
-        self._releases = 0
+        self._line: list[_Wanted] = []
+        self._closed = False
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self._group_of = {path: group.name for group in groups.values() for path in group.layers}
 
@@ -93,11 +107,13 @@ class AdapterCache:
 
         Cancelling the future gives the job's place up. Callbacks of the future run without the cache's lock.
         """
-        wanted = _Wanted(tuple(versions))
+        wanted = _Wanted(tuple(versions), {version.digest: self._ranks(version) for version in versions})
+        wanted.future.add_done_callback(self._leave)
         with self._lock:
-            lease = self._grant(wanted) if self._all_resident(wanted) else None
+            self._line.append(wanted)
+            lease = self._grant(wanted) if self._all_resident(wanted) and self._may_pass(wanted) else None
         if lease is None:
-            self._loader.submit(self._load, wanted)
+            self._wake()
         else:
             self._metrics.cache_hits.labels("device").inc(len(versions))
             self._hand_over(wanted, lease)
@@ -108,11 +124,7 @@ class AdapterCache:
         with self._lock:
             for digest in lease.rows:
                 self._resident[digest].users -= 1
-            self._releases += 1
-            retry, self._waiting = self._waiting, []
-        for wanted in retry:
-            if not wanted.future.cancelled():
-                self._loader.submit(self._load, wanted)
+        self._wake()
 
     def evict_unused(self) -> None:
         """Puts out every adapter that no job uses."""
@@ -122,6 +134,8 @@ class AdapterCache:
 
     def close(self) -> None:
         """Ends the loader's thread."""
+        with self._lock:
+            self._closed = True
         self._loader.shutdown(wait=True, cancel_futures=True)
 
     def _ranks(self, version: VersionRecord) -> dict[str, int]:
@@ -135,8 +149,30 @@ class AdapterCache:
     def _all_resident(self, wanted: _Wanted) -> bool:
         return all(version.digest in self._resident for version in wanted.versions)
 
+    def _may_pass(self, wanted: _Wanted) -> bool:
+        """Whether it is this job's turn. Call with the lock held."""
+        first = self._line[0]
+        passed = 0 if first is wanted or first.passed is None else first.passed
+        return passed < (HITS_PAST if self._all_resident(wanted) else LOADS_PAST)
+
+    def _fits(self, wanted: _Wanted) -> bool:
+        """Whether its adapters find room beside those in use. Call with the lock held."""
+        missing = [ranks for digest, ranks in wanted.ranks.items() if digest not in self._resident]
+        spare = [r.rows for digest, r in self._resident.items() if r.users == 0 and digest not in wanted.ranks]
+        return all(
+            sum(ranks.get(name, 0) for ranks in missing)
+            <= group.rows.free + sum(len(rows.get(name, ())) for rows in spare)
+            for name, group in self._groups.items()
+        )
+
     def _grant(self, wanted: _Wanted) -> Lease:
-        """Counts the job as a user of all its versions. Call with the lock held, all resident."""
+        """Takes the job out of the line and counts it as a user of all its versions. Call with the lock held, all
+        resident."""
+        place = self._line.index(wanted)
+        for ahead in self._line[:place]:
+            if ahead.passed is not None:
+                ahead.passed += 1
+        del self._line[place]
         rows: dict[str, Rows] = {}
         for version in wanted.versions:
             resident = self._resident[version.digest]
@@ -153,40 +189,60 @@ class AdapterCache:
         else:
             self.release(lease)
 
+    def _wake(self) -> None:
+        """Has the loader's thread look at the line."""
+        with self._lock:
+            if self._line and not self._closed:
+                self._loader.submit(self._serve)
+
+    def _leave(self, future: "Future[Lease]") -> None:
+        """A job that was cancelled leaves the line, and perhaps others move up."""
+        if future.cancelled():
+            with self._lock:
+                self._line = [wanted for wanted in self._line if wanted.future is not future]
+            self._wake()
+
+    def _serve(self) -> None:
+        """On the loader's thread: serves whoever may and can be, in the order they came."""
+        with self._lock:
+            line = list(self._line)
+        for wanted in line:
+            with self._lock:
+                if wanted not in self._line or not self._may_pass(wanted):
+                    continue
+                if not self._fits(wanted):
+                    wanted.passed = wanted.passed or 0
+                    continue
+            self._load(wanted)
+
     def _load(self, wanted: _Wanted) -> None:
-        """On the loader's thread: brings in what is missing, grants, or leaves the job waiting for room."""
-        if wanted.future.cancelled():
-            return
-        releases = self._releases
+        """Brings in what is missing and grants; leaves the job in line where others took the room meanwhile."""
         try:
             lease = self._bring_in(wanted)
         except PoolFull:
-            self._wait(wanted, releases)
+            return  # whoever took it will give it back, and the line is looked at again
         except Exception as error:
+            with self._lock:
+                self._line = [other for other in self._line if other is not wanted]
             if wanted.future.set_running_or_notify_cancel():
                 wanted.future.set_exception(_told(error, wanted.versions))
         else:
-            self._hand_over(wanted, lease)
+            if lease is not None:
+                self._hand_over(wanted, lease)
 
-    def _bring_in(self, wanted: _Wanted) -> Lease:
+    def _bring_in(self, wanted: _Wanted) -> Lease | None:
+        """The lease, or None where the job was cancelled meanwhile."""
         held: list[_Resident] = []
         try:
-            for version in wanted.versions:
+            # What is there first, lest it is put out for the rest.
+            for version in sorted(wanted.versions, key=lambda version: version.digest not in self._resident):
                 held.append(self._hold(version))
             with self._lock:
-                return self._grant(wanted)
+                return self._grant(wanted) if wanted in self._line else None
         finally:
             with self._lock:
                 for resident in held:
                     resident.users -= 1
-
-    def _wait(self, wanted: _Wanted, releases: int) -> None:
-        """Puts a job aside until the next release; at once again where one came while it was tried."""
-        with self._lock:
-            if self._releases == releases:
-                self._waiting.append(wanted)
-                return
-        self._loader.submit(self._load, wanted)
 
     def _hold(self, version: VersionRecord) -> _Resident:
         """The version's rows, loaded if need be, with one user more so that they stay."""
