@@ -348,10 +348,39 @@ def test_cancelling_a_stream_frees_its_rows(server: Running) -> None:
 
 
 def test_a_deadline_frees_its_rows(server: Running) -> None:
+    """At a size that was not drawn before, so that nobody knows how long it takes."""
+    limits = server.pictures.GetServerInfo(generation_service_pb2.GetServerInfoRequest()).limits
+    before = server.metric('loramux_requests_total{outcome="cancelled"}')
     with pytest.raises(grpc.RpcError) as caught:
-        server.pictures.Generate(request(steps=200, num_images=4), timeout=0.5)
+        server.pictures.Generate(request(steps=200, num_images=16, width=limits.max_side // 2), timeout=0.5)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_for(lambda: server.metric("loramux_requests_in_flight") == 0)
+    wait_for(lambda: server.metric('loramux_requests_total{outcome="cancelled"}') == before + 1)
+    assert server.metric("loramux_requests_in_flight") == 0
+
+
+def test_a_deadline_that_cannot_be_made_is_told_at_once(server: Running) -> None:
+    server.pictures.Generate(request(steps=10))
+    before = server.metric('loramux_rejected_total{reason="DEADLINE_TOO_SHORT"}')
+    for call in (server.pictures.Generate, lambda *a, **k: list(server.pictures.GenerateStream(*a, **k))):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request(steps=200, num_images=16), timeout=0.3)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert details(caught.value)[0].reason == "DEADLINE_TOO_SHORT"
+        assert "the deadline is in 0." in (caught.value.details() or "")
+    assert server.metric('loramux_rejected_total{reason="DEADLINE_TOO_SHORT"}') == before + 2
+    assert server.metric("loramux_requests_in_flight") == 0
+    assert server.metric("loramux_speed") > 0
+    assert server.pictures.Generate(request(steps=2), timeout=60).images
+
+
+def test_priorities_are_taken_and_counted(server: Running) -> None:
+    for name in ("INTERACTIVE", "NORMAL", "BATCH", "UNSPECIFIED"):
+        counted = (name if name != "UNSPECIFIED" else "NORMAL").lower()
+        before = server.metric(f'loramux_admitted_total{{priority="{counted}"}}')
+        waits = server.metric(f'loramux_request_queue_seconds_count{{priority="{counted}"}}')
+        server.pictures.Generate(request(priority=f"PRIORITY_{name}"))
+        assert server.metric(f'loramux_admitted_total{{priority="{counted}"}}') == before + 1
+        assert server.metric(f'loramux_request_queue_seconds_count{{priority="{counted}"}}') == waits + 1
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
@@ -475,7 +504,7 @@ def test_everything_asked_is_applied_and_told(server: Running) -> None:
     asked.timesteps.extend([900, 300])
     applied = server.pictures.Generate(asked).applied
     assert list(applied.timesteps) == [900, 300] and applied.steps == 2
-    for field in ("sigma_schedule", "prompt_syntax", "long_prompt", "image_format"):
+    for field in ("sigma_schedule", "prompt_syntax", "long_prompt", "image_format", "priority"):
         wrong = generation_pb2.GenerateRequest(prompt="x", **{field: 99})
         with pytest.raises(grpc.RpcError) as caught:
             server.pictures.Generate(wrong)

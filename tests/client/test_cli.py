@@ -96,13 +96,25 @@ def test_control_characters_never_reach_the_terminal() -> None:
     [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.safetensors", "LATENTS"), ("a.png", "PNG")],
 )
 async def test_the_files_name_says_its_format(server: Any, tmp_path: Path, name: str, format: str) -> None:
-    options = ["--quality", "70", "--no-parameters", "--plain", "--clip-skip", "1", "--sigmas", "karras"]
+    options = [
+        "--quality",
+        "70",
+        "--no-parameters",
+        "--plain",
+        "--clip-skip",
+        "1",
+        "--sigmas",
+        "karras",
+        "--priority",
+        "batch",
+    ]
     assert await run(server, "generate", "a cat", *options, "-o", str(tmp_path / name)) == 0
     (request,) = server.requests
     assert request.image_format == getattr(generation_pb2, f"IMAGE_FORMAT_{format}")
     assert request.quality == 70 and request.omit_parameters and request.clip_skip == 1
     assert request.prompt_syntax == generation_pb2.PROMPT_SYNTAX_PLAIN
     assert request.sigma_schedule == generation_pb2.SIGMA_SCHEDULE_KARRAS
+    assert request.priority == generation_pb2.PRIORITY_BATCH
 
 
 async def test_generate_writes_pictures_and_says_what_was_applied(

@@ -52,6 +52,7 @@ async def test_generate_sends_everything_and_reads_everything(ask: Any, server: 
         num_images=2,
         width=64,
         height=128,
+        priority="batch",
     )
     entry = generation_pb2.BlendEntry
     blend = [entry(adapter="ink@3", weight=-0.5), entry(adapter="noto")]
@@ -67,6 +68,7 @@ async def test_generate_sends_everything_and_reads_everything(ask: Any, server: 
             num_images=2,
             width=64,
             height=128,
+            priority=generation_pb2.PRIORITY_BATCH,
         )
     ]
     assert [(i.index, i.seed, i.format, i.data[:4]) for i in made.images] == [
@@ -146,6 +148,7 @@ async def test_a_blend_may_be_a_mapping(ask: Any, server: Any) -> None:
         ({"steps": 2**40}, "steps"),
         ({"seed": 1.5}, "seed"),
         ({"sampler": "plms"}, "sampler"),
+        ({"priority": "urgent"}, "priority"),
         ({"sigma_schedule": "uniform"}, "sigma_schedule"),
         ({"timesteps": [1.5]}, "timesteps"),
         ({"image": 7}, "image"),

@@ -1,14 +1,18 @@
 """The scheduler alone: every promise of docs/scheduling.md, on random histories and on a simulated clock."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_server.bench.scheduling import CAPACITY, fair_shares, load, simulate
+from loramux_server.engine.adapter_cache import HITS_PAST, LOADS_PAST
+from loramux_server.engine.row_budget import MOST_ROWS
 from loramux_server.errors import Busy, TooLate
 from loramux_server.fairness import HELD_BACK, Claim, fill, shares
 from loramux_server.requests import ImageKey, Priority
@@ -451,3 +455,19 @@ def test_the_ideal_machine_shares_by_weight() -> None:
     first = replace(load(1, 0)[0], at=0.0, bucket=(64, 64), pictures=1, rows=1, steps=100)
     assert fair_shares([first, replace(first, at=0.5)]) == pytest.approx([1.5, 1.5])
     assert fair_shares([first, replace(first, at=0.5, priority=Priority.INTERACTIVE)]) == pytest.approx([2.0, 1.25])
+
+
+# the document
+
+
+def test_the_documented_promises_name_tests_that_exist_and_the_weights_that_hold() -> None:
+    folder = Path(__file__).parent
+    text = (folder.parents[1] / "docs" / "scheduling.md").read_text()
+    tests = "".join(file.read_text() for file in folder.glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert named and [name for name in named if f"def {name}(" not in tests] == []
+    weights = {"4": 4.0, "1": 1.0, "a quarter": 0.25}
+    told = re.findall(r"`(interactive|normal|batch)` (4|1|a quarter)", text)
+    assert {Priority(name): weights[number] for name, number in told} == WEIGHTS
+    assert f"beyond {HELD_BACK} times" in text and f"after {LOADS_PAST} requests" in text
+    assert f"after {HITS_PAST}, which" in text and f"{MOST_ROWS} at most" in text
