@@ -122,7 +122,8 @@ class App:
             ready=lambda: self._ready and self.runner.alive,
         )
         shelf = AdapterService(self.store, self.metrics)
-        server, checks = self._server(shelf)
+        pictures = GenerationService(self.admission, self.runner, self.version, str(self.engine.base.device), MAX_FILE)
+        server, checks = self._server(pictures, shelf)
         try:
             port = server.add_insecure_port(f"{settings.host}:{settings.port}")
             self.runner.start()
@@ -138,13 +139,13 @@ class App:
             await asyncio.to_thread(self.runner.drain, settings.drain_seconds)
             await asyncio.to_thread(self.runner.stop)  # what still runs hears why, while its call is open
             await server.stop(grace=1.0)
+            await asyncio.to_thread(pictures.close)
             await asyncio.to_thread(shelf.close)
             await asyncio.to_thread(admin.close)
             self.store.close()
 
-    def _server(self, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:
+    def _server(self, pictures: GenerationService, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:
         server = grpc.aio.server(interceptors=[Interceptor(self.metrics)], options=_OPTIONS)
-        pictures = GenerationService(self.admission, self.runner, self.version, str(self.engine.base.device), MAX_FILE)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(pictures, server)
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(shelf, server)
         checks: Any = cast("Any", health).aio.HealthServicer()

@@ -30,6 +30,7 @@ from loramux_store.store import Store
 
 MAX_CHUNK = 1 << 20
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
+_DECODERS = 2  # requests whose images are decoded at once: 0.5 GB for one of 2^25 pixels with transparency
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -47,6 +48,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         self._admission = admission
         self._runner = runner
         self._version = server_version
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
         self._info = messages.server_info(admission.base, device, server_version, max_upload)
 
     async def Generate(
@@ -87,8 +89,16 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         """What this server is and can do."""
         return self._info
 
+    def close(self) -> None:
+        """Ends the threads that decode images."""
+        self._decoders.shutdown(wait=True)
+
     async def _admit(self, request: generation_pb2.GenerateRequest) -> Job:
-        return await asyncio.to_thread(self._admission.admit, messages.generation_request(request))
+        """On threads of their own where images are decoded: that takes long, and much memory each."""
+        brings = request.HasField("image") or request.HasField("mask")
+        asked = messages.generation_request(request)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders if brings else None, self._admission.admit, asked)
 
     async def _run(self, job: Job, seconds_left: float | None) -> AsyncGenerator[Told, None]:
         """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows.
