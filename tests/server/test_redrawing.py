@@ -46,9 +46,9 @@ BLENDS = (
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (50, 41)) -> Image.Image:
-    """Blocks of colour, so that neither resizing nor the VAE takes all of it away."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
+    """Small blocks of colour with sharp edges, which show how they were resized."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
 
 
 def stencil(size: tuple[int, int] = (48, 48)) -> Image.Image:
