@@ -14,7 +14,7 @@ from loramux_server.bench.scheduling import CAPACITY, fair_shares, load, simulat
 from loramux_server.engine.adapter_cache import HITS_PAST, LOADS_PAST
 from loramux_server.engine.row_budget import MOST_ROWS
 from loramux_server.errors import Busy, TooLate
-from loramux_server.fairness import HELD_BACK, Claim, fill, shares
+from loramux_server.fairness import HELD_BACK, Accounts, Claim, fill, shares
 from loramux_server.requests import ImageKey, Priority
 from loramux_server.scheduler import WEIGHTS, Item, Plan, Scheduler
 
@@ -359,6 +359,16 @@ def test_credit_decides_who_fills_a_forward() -> None:
     assert fill(6, claims, [0, 0]) == [2, 1]
     assert fill(6, claims, [0, 5]) == [0, 3]
     assert fill(20, claims, [-50, 5]) == [3, 3]
+
+
+def test_accounts_are_not_savings() -> None:
+    accounts = Accounts[str]()
+    accounts.settle("waits", 3.0, 1.0, served=False)
+    accounts.settle("has all it can use", 3.0, 1.0, served=True)
+    accounts.settle("had more", 1.0, 3.0, served=True)
+    assert [accounts.owed(owner) for owner in ("waits", "has all it can use", "had more", "new")] == [2, 0, -2, 0]
+    accounts.keep(["had more"])
+    assert [accounts.owed(owner) for owner in ("waits", "had more")] == [0, -2]
 
 
 @settings(deadline=None)
