@@ -161,6 +161,7 @@ def test_the_response_says_what_was_applied(server: Running, names: list[str]) -
     assert (applied.adapter, applied.version, applied.digest, applied.weight) == (names[0], 1, version.digest, 0.5)
     info = server.pictures.GetServerInfo(generation_service_pb2.GetServerInfoRequest())
     assert response.applied.base_digest == info.base_digest
+    assert (info.family, info.distilled) == ("sd1", "")
     assert [image.seed for image in response.images] == [7, 8]
     assert response.timings.total_seconds >= response.timings.denoise_seconds > 0
 

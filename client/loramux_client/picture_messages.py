@@ -124,7 +124,7 @@ def _set_blend(message: pb.Blend, field: str, blend: pictures.Blend) -> None:
 
 
 def _set_parts(entry: pb.BlendEntry, use: pictures.Use, where: str) -> None:
-    for part in ("unet", "text_encoder"):
+    for part in ("unet", "text_encoder", "text_encoder_2"):
         if (factor := getattr(use, part)) is not None:
             set_field(entry.part_weights, part, factor, f"{where}part_weights.")
     for block, factor in use.blocks.items():
@@ -203,6 +203,7 @@ def _read_adapter(message: pb.AppliedAdapter) -> pictures.AppliedAdapter:
         text_encoder=parts.text_encoder if parts.HasField("text_encoder") else 1.0,
         blocks=dict(parts.blocks),
         schedule=tuple((point.progress, point.factor) for point in message.schedule),
+        text_encoder_2=parts.text_encoder_2 if parts.HasField("text_encoder_2") else 1.0,
     )
 
 
@@ -268,6 +269,8 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
         layout=message.layout,
         layout_digest=message.layout_digest,
         device=message.device,
+        family=message.family,
+        distilled=message.distilled,
         samplers=tuple(read_sampler(number) for number in message.samplers),
         limits=Limits(
             size_multiple=limits.size_multiple,

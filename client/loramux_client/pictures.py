@@ -29,7 +29,8 @@ SchedulePoint = tuple[float, float]
 class Use:
     """One adapter of a blend: `ink`, or `ink@3` for its version 3. No weight: its default one.
 
-    unet, text_encoder, blocks: factors of the weight in parts of the base; blocks are `down.0`, `mid`, `up.1`...
+    unet, text_encoder, text_encoder_2, blocks: factors of the weight in parts of the base; blocks are `down.0`, `mid`,
+    `up.1`...; only SDXL has a second text encoder.
     schedule: factor of the weight over progress, in the UNet: straight lines between the points, level outside them;
     of two points at one place the later holds from there on.
     """
@@ -40,6 +41,7 @@ class Use:
     text_encoder: float | None = None
     blocks: Mapping[str, float] = field(default_factory=dict[str, float])
     schedule: Sequence[SchedulePoint] = ()
+    text_encoder_2: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Use:
@@ -71,7 +73,7 @@ class Asking(TypedDict, total=False):
     long_prompt: LongPrompt
     """chunks, the default: all of it counts; cut: the first 75 tokens do."""
     clip_skip: int
-    """Layers of the text encoder left out at its end."""
+    """Layers of the text encoders left out at their end, counted from what the base reads by default."""
     sampler: Sampler
     sigma_schedule: SigmaSchedule
     """Spread of noise levels; not every sampler takes every one."""
@@ -118,6 +120,7 @@ class AppliedAdapter:
     text_encoder: float = 1.0
     blocks: Mapping[str, float] = field(default_factory=dict[str, float])
     schedule: tuple[SchedulePoint, ...] = ()
+    text_encoder_2: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

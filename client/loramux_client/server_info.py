@@ -38,7 +38,10 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server is and can do. Adapters with its layout_digest fit its base."""
+    """What a server is and can do. Adapters with its layout_digest fit its base.
+
+    family: sd1, sd2 or sdxl; distilled: lcm, turbo, or empty.
+    """
 
     server_version: str
     base: str
@@ -46,6 +49,8 @@ class ServerInfo:
     layout: str
     layout_digest: str
     device: str
+    family: str
+    distilled: str
     samplers: tuple[str, ...]
     limits: Limits
     defaults: Defaults

@@ -49,6 +49,7 @@ class BaseFacts:
     """What admission needs of the base. side, size_multiple, min_side and max_side in pixels.
 
     inpainting: whether its UNet sees an image and a mask beside the latents.
+    guidance_embedded: the guidance scale is an input of the UNet; text_encoders: their components.
     """
 
     name: str
@@ -64,6 +65,10 @@ class BaseFacts:
     steps: int = 20
     sampler: Sampler = Sampler.DPMPP_2M
     inpainting: bool = False
+    family: str = "sd1"
+    distilled: str = ""
+    guidance_embedded: bool = False
+    text_encoders: tuple[str, ...] = ("text_encoder",)
 
 
 class Admission:
@@ -147,6 +152,7 @@ class Admission:
             height=_either(request.height, height),
             output=request.output,
             priority=request.priority,
+            guidance_embedded=base.guidance_embedded,
         )
 
     def _weighted(self, entry: BlendEntry) -> Weighted:
@@ -195,15 +201,17 @@ def _violations(request: GenerationRequest, job: Job, base: BaseFacts, blocks: C
         _range("preview_every", job.output.preview_every, 0, MAX_STEPS),
         _length("prompt", job.prompt),
         _length("negative_prompt", job.negative_prompt),
-        *_blend("blend", request.blend, blocks),
-        *_blend("negative_blend", request.negative_blend or (), blocks),
+        *_blend("blend", request.blend, base, blocks),
+        *_blend("negative_blend", request.negative_blend or (), base, blocks),
     ]
     if request.blend and not request.prompt.strip():
         found.append(Violation("prompt", "is empty, expected text where the blend lists adapters"))
     return [violation for violation in found if violation is not None]
 
 
-def _blend(field: str, entries: Sequence[BlendEntry], blocks: Collection[str]) -> list[Violation | None]:
+def _blend(
+    field: str, entries: Sequence[BlendEntry], base: BaseFacts, blocks: Collection[str]
+) -> list[Violation | None]:
     found = [_range(f"{field}.entries", len(entries), 0, MAX_ENTRIES)]
     for index, entry in enumerate(entries):
         where = f"{field}.entries[{index}]"
@@ -211,7 +219,7 @@ def _blend(field: str, entries: Sequence[BlendEntry], blocks: Collection[str]) -
             found.append(Violation(f"{where}.adapter", "is empty, expected a name or name@version"))
         if entry.weight is not None:
             found.append(_weight(f"{where}.weight", entry.weight))
-        found += _parts(f"{where}.part_weights", entry.parts, blocks)
+        found += _parts(f"{where}.part_weights", entry.parts, base, blocks)
         found += _schedule(f"{where}.schedule", entry.schedule)
     return found
 
@@ -220,8 +228,14 @@ def _weight(field: str, value: float) -> Violation | None:
     return _range(field, value, -MAX_WEIGHT, MAX_WEIGHT)
 
 
-def _parts(where: str, parts: PartWeights, blocks: Collection[str]) -> list[Violation | None]:
-    found = [_weight(f"{where}.unet", parts.unet), _weight(f"{where}.text_encoder", parts.text_encoder)]
+def _parts(where: str, parts: PartWeights, base: BaseFacts, blocks: Collection[str]) -> list[Violation | None]:
+    found = [
+        _weight(f"{where}.unet", parts.unet),
+        _weight(f"{where}.text_encoder", parts.text_encoder),
+        _weight(f"{where}.text_encoder_2", parts.text_encoder_2),
+    ]
+    if parts.text_encoder_2 != 1 and "text_encoder_2" not in base.text_encoders:
+        found.append(Violation(f"{where}.text_encoder_2", "is given, this base has one text encoder"))
     for block, factor in parts.blocks:
         found.append(_weight(f"{where}.blocks[{block}]", factor))
         if block not in blocks:

@@ -28,11 +28,13 @@ from loramux_server import images
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine import row_budget, sampling
 from loramux_server.engine.engine import Engine, Fixed, Observer
-from loramux_server.engine.pipeline import Base, load_base
+from loramux_server.engine.load_base import find_base, load_base
+from loramux_server.engine.pipeline import Base, Distilled, Family
 from loramux_server.errors import BadSetting
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
 from loramux_server.metrics import Metrics, StoreCollector
+from loramux_server.requests import Sampler
 from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
 from loramux_server.service import AdapterService, GenerationService
@@ -57,6 +59,9 @@ _OPTIONS = [
 DETERMINISTIC_ROWS = 4  # of every forward with --deterministic: two guided pictures
 _BUILTIN_GUIDANCE = 3.0  # what the built-in base's card was measured with
 _CPU_ROWS = 32  # of a forward on the CPU, where memory is no bound
+_GUIDANCE = {Family.SD1: 7.5, Family.SD2: 7.5, Family.SDXL: 5.0}  # as diffusers' pipelines have it, like the next
+_DISTILLED_GUIDANCE = {Distilled.LCM: 8.5, Distilled.TURBO: 1.0}  # a turbo model knows no unconditional row
+_STEPS, _DISTILLED_STEPS = 20, 4
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -104,7 +109,7 @@ class App:
             _facts(self.engine, layout, settings),
             check_blend=self.engine.adapters.check,
             check_sampling=partial(sampling.violations, scheduler_config=base.scheduler_config),
-            check_prompts=self.engine.prompts.violations,
+            check_prompts=self.engine.conditioner.violations,
             blocks=self.engine.blocks,
         )
         self.metrics.build_info.labels(self.version, base.name, str(base.device), impl).set(1)
@@ -178,8 +183,7 @@ def _load(settings: Settings) -> Base:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if settings.base == BUILTIN:
         return load_base(BUILTIN_FOLDER / "base", BUILTIN, torch.device(device))
-    folder = Path(settings.base)
-    return load_base(folder, folder.resolve().name, torch.device(device))
+    return load_base(*find_base(settings.base), torch.device(device))
 
 
 def _impl(kernels: str, device: torch.device, dtype: torch.dtype) -> Impl:
@@ -242,9 +246,29 @@ def _facts(engine: Engine, layout: Layout, settings: Settings) -> BaseFacts:
         min_side=base.min_side,
         max_side=max(settings.max_side, base.side),
         max_rank=engine.max_rank,
-        guidance_scale=_BUILTIN_GUIDANCE if settings.base == BUILTIN else 7.5,
         inpainting=base.inpainting,
+        guidance_scale=_BUILTIN_GUIDANCE if settings.base == BUILTIN else _guidance(base),
+        steps=_DISTILLED_STEPS if base.distilled else _STEPS,
+        sampler=_sampler(base),
+        family=base.family,
+        distilled=base.distilled,
+        guidance_embedded=base.guidance_width is not None,
+        text_encoders=tuple(encoder.name for encoder in base.text_encoders),
     )
+
+
+def _guidance(base: Base) -> float:
+    return _DISTILLED_GUIDANCE[base.distilled] if base.distilled else _GUIDANCE[base.family]
+
+
+def _sampler(base: Base) -> Sampler:
+    """LCM and turbo models were distilled for one sampler; others draw well with any."""
+    if base.distilled == Distilled.LCM:
+        return Sampler.LCM
+    if base.distilled == Distilled.TURBO:
+        ancestral = "Ancestral" in base.scheduler_config["_class_name"]
+        return Sampler.EULER_ANCESTRAL if ancestral else Sampler.EULER
+    return Sampler.DPMPP_2M
 
 
 def _seed(store: Store, marker: Path) -> None:

@@ -44,7 +44,9 @@ def serve(
     Parameters
     ----------
     base:
-        Base model: 'builtin' or a Stable Diffusion 1.x folder in diffusers layout. Default: builtin.
+        Base model, Stable Diffusion 1.x, 2.x or SDXL: 'builtin', a folder in diffusers layout, a .safetensors
+        checkpoint, or a hub id (owner/name) that is in Hugging Face's cache on this machine; nothing is downloaded.
+        Default: builtin.
     store:
         Folder of the adapter store. Default: in the user's data folder.
     host:

@@ -7,7 +7,7 @@
     ├── TooLate             it could not be done before its deadline
     ├── Draining            the server is stopping
     ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
-    ├── BadBase             a folder that is no Stable Diffusion base (at start)
+    ├── BadBase             a folder or file that is no Stable Diffusion base (at start)
     └── BadSetting          a setting that does not suit the base or the device (at start)
 
 What the shelf refuses is `loramux_store.errors`.
@@ -69,7 +69,7 @@ class PictureFailed(LoraMuxError):
 
 
 class BadBase(LoraMuxError):
-    """A folder that is no Stable Diffusion base."""
+    """A folder or file that is no Stable Diffusion base, or not the whole of one."""
 
 
 class BadSetting(LoraMuxError):

@@ -155,6 +155,7 @@ def _parts(message: generation_pb2.PartWeights) -> PartWeights:
     return PartWeights(
         unet=message.unet if message.HasField("unet") else 1.0,
         text_encoder=message.text_encoder if message.HasField("text_encoder") else 1.0,
+        text_encoder_2=message.text_encoder_2 if message.HasField("text_encoder_2") else 1.0,
         blocks=tuple(sorted(message.blocks.items())),
     )
 
@@ -194,7 +195,10 @@ def _applied_adapter(weighted: Weighted) -> generation_pb2.AppliedAdapter:
         digest=weighted.version.digest,
         weight=weighted.weight,
         part_weights=generation_pb2.PartWeights(
-            unet=parts.unet, text_encoder=parts.text_encoder, blocks=dict(parts.blocks)
+            unet=parts.unet,
+            text_encoder=parts.text_encoder,
+            text_encoder_2=parts.text_encoder_2,
+            blocks=dict(parts.blocks),
         ),
         schedule=[generation_pb2.SchedulePoint(progress=at, factor=factor) for at, factor in weighted.schedule],
     )
@@ -249,6 +253,8 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
         layout=base.layout_name,
         layout_digest=base.layout_digest,
         device=device,
+        family=base.family,
+        distilled=base.distilled,
         samplers=list(SAMPLERS),
         limits=generation_pb2.Limits(
             size_multiple=base.size_multiple,

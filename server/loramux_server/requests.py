@@ -102,6 +102,11 @@ class PartWeights:
     unet: float = 1.0
     text_encoder: float = 1.0
     blocks: tuple[tuple[str, float], ...] = ()
+    text_encoder_2: float = 1.0
+
+    def of_text_encoder(self, name: str) -> float:
+        """The factor in a text encoder, by its component."""
+        return {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,8 @@ class Source:
 class Job:
     """An admitted request: every field settled, every adapter resolved to an immutable version.
 
-    negative_blend: of the unconditional row, None where it has `blend` too.
+    negative_blend: of the unconditional row, None where it has `blend` too; guidance_embedded: the base takes the
+    guidance scale as an input, and there is no unconditional row.
     """
 
     id: str
@@ -215,11 +221,12 @@ class Job:
     output: Output
     priority: Priority
     source: Source | None = None
+    guidance_embedded: bool = False
 
     @property
     def guided(self) -> bool:
         """Whether a picture has an unconditional row beside its conditional one."""
-        return self.sampling.guidance_scale > 1
+        return self.sampling.guidance_scale > 1 and not self.guidance_embedded
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LORAMUX_", frozen=True, extra="forbid")
 
-    base: str = Field(default=BUILTIN, description="Base model: 'builtin' or a folder in diffusers layout.")
+    base: str = Field(
+        default=BUILTIN,
+        description="Base model: 'builtin', a diffusers folder, a .safetensors checkpoint, or a cached hub id.",
+    )
     store: Path = Field(
         default_factory=lambda: user_data_path("loramux") / "store", description="Folder of the adapter store."
     )

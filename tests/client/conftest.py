@@ -148,6 +148,8 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
             server_version="1.2.3",
             base="tiny",
             device="cpu",
+            family="sdxl",
+            distilled="lcm",
             samplers=[generation_pb2.SAMPLER_DDIM, 99],  # pyright: ignore[reportArgumentType]
             limits=generation_pb2.Limits(max_side=512, max_image_bytes=99, max_image_pixels=9),
             inpainting=True,

@@ -100,12 +100,13 @@ async def test_reading_and_delivery_may_be_asked(ask: Any, server: Any) -> None:
 
 
 async def test_a_blend_may_be_weighted_by_part_and_progress(ask: Any, server: Any) -> None:
-    ink = Use("ink", 0.5, unet=0.8, text_encoder=0.0, blocks={"mid": 2, "up.0": -1}, schedule=[(0.2, 0), (0.2, 1)])
+    parts: dict[str, float] = {"unet": 0.8, "text_encoder": 0.0, "text_encoder_2": 1.5}
+    ink = Use("ink", 0.5, blocks={"mid": 2, "up.0": -1}, schedule=[(0.2, 0), (0.2, 1)], **parts)  # pyright: ignore[reportArgumentType]
     await ask("generate", "", adapters=[ink], negative_adapters=["noto"])
     await ask("generate", "", adapters=[ink], negative_adapters=[])
     first, second = server.requests
     (entry,) = first.blend.entries
-    assert (entry.part_weights.unet, entry.part_weights.text_encoder) == (0.8, 0)
+    assert {part: getattr(entry.part_weights, part) for part in parts} == parts
     assert dict(entry.part_weights.blocks) == {"mid": 2, "up.0": -1}
     assert [(point.progress, point.factor) for point in entry.schedule] == [(0.2, 0), (0.2, 1)]
     assert [e.adapter for e in first.negative_blend.entries] == ["noto"]
@@ -196,6 +197,7 @@ async def test_server_info_keeps_samplers_it_does_not_know(ask: Any) -> None:
     assert info.samplers == ("ddim", "unknown-99")
     assert (info.base, info.limits.max_side, info.defaults.sampler) == ("tiny", 512, "dpmpp-2m")
     assert (info.limits.max_image_bytes, info.limits.max_image_pixels, info.inpainting) == (99, 9, True)
+    assert (info.family, info.distilled) == ("sdxl", "lcm")
 
 
 async def test_health_speaks_grpc_health_v1(ask: Any) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+sys.path.append(str(Path(__file__).parent))  # so that tests import what lies beside them
+
+from tiny_bases import write_tiny_base, write_tiny_lcm, write_tiny_sd2, write_tiny_sdxl
 
 from loramux_kernels import Tables
 from loramux_server.admission import Admission
@@ -23,74 +27,6 @@ from loramux_server.requests import Done, Event, Failed, GenerationRequest, Imag
 from loramux_server.runner import Runner
 from loramux_server.settings import Settings
 from loramux_store.record import UploadSpec
-
-TOKENIZER = BUILTIN_FOLDER / "base" / "tokenizer"
-
-
-def _unet(channels: tuple[int, ...], layers: int, text_width: int, seen: int) -> UNet2DConditionModel:
-    down = ("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",)
-    return UNet2DConditionModel(
-        in_channels=seen,
-        block_out_channels=channels,
-        layers_per_block=layers,
-        sample_size=16,
-        down_block_types=down,
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
-        cross_attention_dim=text_width,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-
-
-def write_tiny_base(
-    folder: Path, *, seed: int, channels: tuple[int, ...], layers: int, prediction: str, seen: int = 4
-) -> Path:
-    """A random Stable Diffusion 1.x pipeline in diffusers layout, with the built-in base's real tokenizer.
-
-    seen: channels that the UNet takes; 9 of a base for inpainting.
-    """
-    torch.manual_seed(seed)
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    # Random decoders draw nearly grey pictures; more contrast makes differences visible in 8 bits.
-    with torch.no_grad():
-        vae.decoder.conv_out.weight *= 4
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text_config),
-        tokenizer=tokenizer,
-        unet=_unet(channels, layers, 32, seen),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder, safe_serialization=True)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +56,24 @@ def tiny_inpainting_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prediction="epsilon",
         seen=9,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a latent consistency model."""
+    return write_tiny_lcm(tmp_path_factory.mktemp("bases") / "lcm")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Stable Diffusion 2."""
+    return write_tiny_sd2(tmp_path_factory.mktemp("bases") / "sd2")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As SDXL."""
+    return write_tiny_sdxl(tmp_path_factory.mktemp("bases") / "sdxl")
 
 
 @dataclass(frozen=True)
@@ -168,16 +122,28 @@ def _targets(tensors: Mapping[str, torch.Tensor], component: str) -> list[str]:
 
 def layer_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """Weight shapes of the base's Linear and Conv2d layers by path, read with diffusers and transformers."""
-    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    pipe = DiffusionPipeline.from_pretrained(base)
+    components = [name for name in ("unet", "text_encoder", "text_encoder_2") if name in pipe.components]
     return {
         f"{component}.{path}": tuple(layer.weight.shape)
-        for component, model in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder))
-        for path, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        for component in components
+        for path, layer in pipe.components[component].named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and path != "time_embedding.cond_proj"
     }
 
 
-ALL_PARTS = ("attn1.", "attn2.", "ff.net", "proj_", "resnets", "time_emb", "samplers", "conv_", "text_encoder.")
+ALL_PARTS = (
+    "attn1.",
+    "attn2.",
+    "ff.net",
+    "proj_",
+    "resnets",
+    "time_emb",
+    "samplers",
+    "conv_",
+    "add_emb",
+    "text_encoder",
+)
 
 
 def three_adapters(base: Path, folder: Path, strength: float) -> list[RandomAdapter]:

@@ -130,11 +130,11 @@ def test_an_unguided_picture_takes_one_row(server: Any) -> None:
 
 def test_the_prompt_cache_tells_blends_apart(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only text-encoder weights are in the key: a UNet-only change reuses, a text change does not."""
-    prompts = server.app.engine.prompts
+    (prompts,) = server.app.engine.conditioner.encoders
     encoded: list[int] = []
     encode = prompts._encode
 
-    def counting(chunk: Any, clip_skip: int) -> torch.Tensor:
+    def counting(chunk: Any, clip_skip: int) -> Any:
         encoded.append(len(chunk.tokens))
         return encode(chunk, clip_skip)
 

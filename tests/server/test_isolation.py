@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from loramux_kernels import Tables
+from loramux_server.engine.load_base import load_base
 from loramux_server.engine.lora_layers import wrap
-from loramux_server.engine.pipeline import load_base
 from loramux_server.requests import BlendEntry, GenerationRequest, Sampler
 
 COMPOSITIONS = 50
@@ -145,7 +145,7 @@ def test_jobs_that_do_not_fit_together_wait_for_each_other(server_with_a_small_p
 
 def test_layer_names_are_those_that_adapter_files_use(tiny_base: Path) -> None:
     plain = load_base(tiny_base, "tiny", torch.device("cpu"))
-    groups = wrap({"unet": plain.unet, "text_encoder": plain.text_encoder})
+    groups = wrap(plain.models)
     assert set(groups) == {"unet.attention", "unet.feed_forward", "unet.convolution", "unet.rest", "text_encoder"}
     assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj" in groups["text_encoder"].layers
     assert "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0" in groups["unet.attention"].layers

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from loramux_server.engine.pipeline import load_base
+from loramux_server.engine.load_base import load_base
 from loramux_server.engine.previews import Previews, foreseen
 from loramux_server.errors import InvalidRequest
 from loramux_server.requests import BlendEntry, Done, GenerationRequest, ImageReady, Output, Preview, Sampler, Stepped

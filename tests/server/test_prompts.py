@@ -1,6 +1,7 @@
 """Prompts as people write them: weights, chunks, skipped layers; alone and beside prompts of other lengths."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.engine.engine import side_by_side
+from loramux_server.engine.blends import PlacedBlend
+from loramux_server.engine.conditioning import side_by_side
 from loramux_server.engine.prompt_syntax import Piece, parse
 from loramux_server.engine.text import BlendedText
 from loramux_server.errors import InvalidRequest
@@ -57,17 +59,21 @@ def test_text_without_brackets_stays_one_piece(prompt: str) -> None:
     assert parse(prompt) == (((Piece(prompt, 1.0),) if prompt else ()),)
 
 
+def encode(server: Any, texts: Sequence[str], mode: TextMode) -> torch.Tensor:
+    return server.app.engine.conditioner.encode([(text, PlacedBlend(())) for text in texts], mode)[0]
+
+
 def embeddings(server: Any, text: str, mode: TextMode = TextMode()) -> torch.Tensor:  # noqa: B008
     with torch.inference_mode():
-        return server.app.engine.prompts.encode([BlendedText(text)], mode)
+        return encode(server, [text], mode)
 
 
 def test_a_plain_prompt_is_the_tokenizers(server: Any) -> None:
-    base = server.app.engine.base
+    (encoder,) = server.app.engine.base.text_encoders
     for text in ("a red apple", "", "a (red) apple", LONG):
-        tokens = base.tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        tokens = encoder.tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            want = base.text_encoder(tokens.input_ids).last_hidden_state
+            want = encoder.model(tokens.input_ids).last_hidden_state
         assert torch.equal(embeddings(server, text, replace(PLAIN_MODE, long_prompt=LongPrompt.CUT)), want)
 
 
@@ -93,7 +99,7 @@ def test_long_prompts_are_chunks_one_after_another(server: Any) -> None:
 
 def test_the_shorter_of_two_prompts_is_filled_up(server: Any) -> None:
     with torch.inference_mode():
-        both = server.app.engine.prompts.encode([BlendedText("a dog"), BlendedText(LONG)], PLAIN_MODE)
+        both = encode(server, ["a dog", LONG], PLAIN_MODE)
     assert torch.equal(both[:1, :77], embeddings(server, "a dog"))
     assert torch.equal(both[:1, 77:154], embeddings(server, "")) and torch.equal(both[1:], embeddings(server, LONG))
 
@@ -115,14 +121,14 @@ def test_skipped_layers_equal_the_peers(server: Any, tiny_base: Path) -> None:
 
 
 def test_every_part_of_the_cache_key_matters(server: Any) -> None:
-    prompts = server.app.engine.prompts
+    (prompts,) = server.app.engine.conditioner.encoders
     texts = "a (red) dog", "a (red) cat"
     modes = TextMode(), PLAIN_MODE, TextMode(clip_skip=1), TextMode(long_prompt=LongPrompt.CUT)
     with torch.inference_mode():
         for blend_key in ("one", "other"):
             for text in texts:
                 for mode in modes:
-                    prompts.encode([BlendedText(text, (), blend_key)], mode)
+                    prompts.encode([BlendedText(text, (), blend_key)], mode, 1)
     assert len(prompts._cache) == 16
 
 
@@ -141,7 +147,7 @@ def test_pictures_do_not_depend_on_the_length_of_other_prompts(server: Any) -> N
     forward = server.app.engine._forward
 
     def watched(rows: Any) -> torch.Tensor:
-        widths.append(len({row.embeddings.shape[1] for row in rows}))
+        widths.append(len({row.given.text.shape[1] for row in rows}))
         return forward(rows)
 
     server.app.engine._forward = watched

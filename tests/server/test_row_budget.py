@@ -10,7 +10,9 @@ import torch
 
 from loramux_server import app
 from loramux_server.engine import row_budget
-from loramux_server.engine.pipeline import Base, load_base
+from loramux_server.engine.conditioning import blank, unet_arguments
+from loramux_server.engine.load_base import load_base
+from loramux_server.engine.pipeline import Base
 from loramux_server.engine.row_budget import MOST_ROWS, RowBudget, measure
 from loramux_server.settings import Settings
 
@@ -65,3 +67,12 @@ def test_the_measuring_forward_runs(tiny_base: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda, "mem_get_info", lambda _: (10 * GIB, 16 * GIB))
     budget = row_budget.on_cuda(loaded(tiny_base))
     assert budget == RowBudget(8.0 * GIB, GIB / 2 / 16**2)
+
+
+@pytest.mark.parametrize("base", ["tiny_base", "tiny_inpainting_base", "tiny_sd2", "tiny_sdxl", "tiny_lcm"])
+def test_a_forward_of_any_base_can_be_tried_out(base: str, request: pytest.FixtureRequest) -> None:
+    loaded = load_base(request.getfixturevalue(base), base, torch.device("cpu"))
+    latents = torch.zeros(3, loaded.unet.config["in_channels"], 16, 16)
+    with torch.inference_mode():
+        (out,) = loaded.unet(latents, 500, **unet_arguments([blank(loaded, 3)], torch.float32), return_dict=False)
+    assert out.shape == (3, 4, 16, 16)

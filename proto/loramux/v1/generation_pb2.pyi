@@ -86,7 +86,7 @@ PRIORITY_NORMAL: Priority
 PRIORITY_BATCH: Priority
 
 class PartWeights(_message.Message):
-    __slots__ = ("unet", "text_encoder", "blocks")
+    __slots__ = ("unet", "text_encoder", "blocks", "text_encoder_2")
     class BlocksEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -97,10 +97,12 @@ class PartWeights(_message.Message):
     UNET_FIELD_NUMBER: _ClassVar[int]
     TEXT_ENCODER_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_ENCODER_2_FIELD_NUMBER: _ClassVar[int]
     unet: float
     text_encoder: float
     blocks: _containers.ScalarMap[str, float]
-    def __init__(self, unet: _Optional[float] = ..., text_encoder: _Optional[float] = ..., blocks: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    text_encoder_2: float
+    def __init__(self, unet: _Optional[float] = ..., text_encoder: _Optional[float] = ..., blocks: _Optional[_Mapping[str, float]] = ..., text_encoder_2: _Optional[float] = ...) -> None: ...
 
 class SchedulePoint(_message.Message):
     __slots__ = ("progress", "factor")
@@ -334,7 +336,7 @@ class GenerateEvent(_message.Message):
     def __init__(self, queued: _Optional[_Union[GenerateEvent.Queued, _Mapping]] = ..., started: _Optional[_Union[GenerateEvent.Started, _Mapping]] = ..., step: _Optional[_Union[GenerateEvent.Step, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., done: _Optional[_Union[GenerateEvent.Done, _Mapping]] = ..., preview: _Optional[_Union[GenerateEvent.Preview, _Mapping]] = ...) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("server_version", "base", "base_digest", "layout", "layout_digest", "device", "samplers", "limits", "defaults", "inpainting")
+    __slots__ = ("server_version", "base", "base_digest", "layout", "layout_digest", "device", "samplers", "limits", "defaults", "inpainting", "family", "distilled")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +347,8 @@ class ServerInfo(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     INPAINTING_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    DISTILLED_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     base: str
     base_digest: str
@@ -355,7 +359,9 @@ class ServerInfo(_message.Message):
     limits: Limits
     defaults: Defaults
     inpainting: bool
-    def __init__(self, server_version: _Optional[str] = ..., base: _Optional[str] = ..., base_digest: _Optional[str] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., device: _Optional[str] = ..., samplers: _Optional[_Iterable[_Union[Sampler, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., defaults: _Optional[_Union[Defaults, _Mapping]] = ..., inpainting: _Optional[bool] = ...) -> None: ...
+    family: str
+    distilled: str
+    def __init__(self, server_version: _Optional[str] = ..., base: _Optional[str] = ..., base_digest: _Optional[str] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., device: _Optional[str] = ..., samplers: _Optional[_Iterable[_Union[Sampler, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., defaults: _Optional[_Union[Defaults, _Mapping]] = ..., inpainting: _Optional[bool] = ..., family: _Optional[str] = ..., distilled: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("size_multiple", "max_side", "max_steps", "max_images", "max_blend_entries", "max_blend_rank", "max_upload_bytes", "min_side", "max_image_bytes", "max_image_pixels")

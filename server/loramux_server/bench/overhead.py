@@ -5,8 +5,8 @@ from diffusers import UNet2DConditionModel
 
 from loramux_server.app import BUILTIN_FOLDER
 from loramux_server.bench.harness import Row, ratio
+from loramux_server.engine.load_base import load_base
 from loramux_server.engine.lora_layers import wrap
-from loramux_server.engine.pipeline import load_base
 
 
 @torch.inference_mode()

@@ -47,7 +47,8 @@ class PlacedBlend:
 
     def in_text_encoder(self, group: str) -> Entries:
         """Entries of a text encoder, which runs once: schedules do not act there."""
-        return self._entries(group, EVERYWHERE, [w.weight * w.parts.text_encoder for w, _ in self.adapters])
+        factors = [weighted.weight * weighted.parts.of_text_encoder(group) for weighted, _ in self.adapters]
+        return self._entries(group, EVERYWHERE, factors)
 
     def _entries(self, group: str, block: str, factors: Sequence[float]) -> Entries:
         entries: list[tuple[int, float]] = []

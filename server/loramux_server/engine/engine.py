@@ -6,14 +6,13 @@ and knows no queue, no protobuf and no client. `begin`, `step` and `drop` are ca
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from loramux_kernels import MAX_ROW_RANK, Impl, Tables
@@ -21,13 +20,13 @@ from loramux_server import parameters
 from loramux_server.engine import image_latents, pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
 from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, RowEntries
+from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.engine.lora_layers import LayerGroup, wrap
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.previews import Previews
 from loramux_server.engine.sampling import ImageSampler, guide
-from loramux_server.engine.text import BlendedText, PromptEncoder
 from loramux_server.errors import BadSetting, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling, Source, Weighted
@@ -60,13 +59,13 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """A picture between ticks. embeddings [rows, tokens, width], blends: unconditional first where guided.
+    """A picture between ticks. given: to its rows, blends: theirs; unconditional first where guided.
 
     settled: entries of the rows where their blends do not change with progress.
     """
 
     sampler: ImageSampler
-    embeddings: Tensor
+    given: Given
     sampling: Sampling
     blends: tuple[PlacedBlend, ...]
     preview_every: int
@@ -76,16 +75,16 @@ class _Image:
         """Rows of its next step."""
         settled = self.settled or tuple(blend.at(self.sampler.progress, groups) for blend in self.blends)
         latents, timestep = self.sampler.model_input(), self.sampler.timestep.expand(1)
-        return [_Row(latents, timestep, *each) for each in zip(self.embeddings.split(1), settled, strict=True)]
+        return [_Row(latents, timestep, *each) for each in zip(self.given.by_row(), settled, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of a forward. latents [1, C, h, w]; timestep [1]; embeddings [1, tokens, width]; entries: by group."""
+    """A row of a forward. latents [1, C, h, w]; timestep [1]; given: to this row; entries: by layer group."""
 
     latents: Tensor
     timestep: Tensor
-    embeddings: Tensor
+    given: Given
     entries: Mapping[str, RowEntries]
 
 
@@ -119,7 +118,7 @@ class Engine:
         self._observer = observer
         self._fixed = fixed
         self._images: dict[ImageKey, _Image] = {}
-        self.groups = wrap({"unet": base.unet, "text_encoder": base.text_encoder}, impl)
+        self.groups = wrap(base.models, impl)
         if impl == "triton":
             fuse_projections(base.unet)
         self.layout = Layout(
@@ -133,7 +132,7 @@ class Engine:
         self.max_rank = fixed.rank if fixed else MAX_ROW_RANK
         self.adapters = AdapterCache(self.groups, compiled, metrics, self.max_rank)
         self._previews = Previews(base.vae)
-        self.prompts = PromptEncoder(base, self.groups["text_encoder"])
+        self.conditioner = Conditioner(base, self.groups)
 
     def load(self, job: Job) -> "Future[Lease]":
         """Brings the job's adapters onto the device; never blocks."""
@@ -150,7 +149,7 @@ class Engine:
     def begin(self, job: Job, lease: Lease, start: ImageLatents | None = None) -> None:
         """Encodes the job's prompts and makes the first latents of its pictures; start: where it has a source."""
         blends = _blends(job, lease)
-        embeddings = self._embeddings(job, blends)
+        given = self.conditioner.given(job, blends)
         settled = None
         if not any(blend.scheduled for blend in blends):
             settled = tuple(blend.at(0.0, self._unet_groups) for blend in blends)
@@ -161,7 +160,7 @@ class Engine:
                 job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device, start
             )
             self._images[ImageKey(job.id, index)] = _Image(
-                sampler, embeddings, job.sampling, blends, job.output.preview_every, settled
+                sampler, given, job.sampling, blends, job.output.preview_every, settled
             )
 
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
@@ -186,7 +185,7 @@ class Engine:
         images = [self._images[key] for key in keys]
         rows = [row for image in images for row in image.rows(self._unet_groups)]
         predictions = self._forward(rows)
-        parts = predictions.split([len(image.embeddings) for image in images])
+        parts = predictions.split([image.given.rows for image in images])
         results = [self._advance(key, part) for key, part in zip(keys, parts, strict=True)]
         self._metrics.step_seconds.observe(time.monotonic() - started)
         return results
@@ -212,19 +211,10 @@ class Engine:
         """Ends the loader's thread."""
         self.adapters.close()
 
-    def _embeddings(self, job: Job, blends: Sequence[PlacedBlend]) -> Tensor:
-        texts = [job.negative_prompt, job.prompt] if job.guided else [job.prompt]
-        blended = [
-            BlendedText(text, blend.in_text_encoder("text_encoder"), _text_key(blend))
-            for text, blend in zip(texts, blends, strict=True)
-        ]
-        return self.prompts.encode(blended, job.text_mode)
-
     def _forward(self, asked: Sequence[_Row]) -> Tensor:
         """Noise (or velocity) [rows, C, h, w] in fp32; a batch of fixed size is filled up with its first row."""
         filling = replace(asked[0], entries=_nothing(self._unet_groups))
         rows = [*asked, *[filling] * self._missing(len(asked))]
-        embeddings, mask = side_by_side([row.embeddings for row in rows])
         used: dict[str, Tables] = {}
         with ExitStack() as stack:
             for name in self._unet_groups:
@@ -232,9 +222,10 @@ class Engine:
                 used |= {f"{name} {block}".rstrip(): each for block, each in tables.items()}
             self._observe(used, len(asked))
             latents, timesteps = torch.cat([row.latents for row in rows]), torch.cat([row.timestep for row in rows])
-            return self.base.unet(
-                latents.to(self.base.unet.dtype), timesteps, embeddings, encoder_attention_mask=mask, return_dict=False
-            )[0][: len(asked)].float()
+            dtype = self.base.unet.dtype
+            given = unet_arguments([row.given for row in rows], dtype)
+            prediction = self.base.unet(latents.to(dtype), timesteps, **given, return_dict=False)[0]
+            return prediction[: len(asked)].float()
 
     def _missing(self, rows: int) -> int:
         return max(0, self._fixed.rows - rows) if self._fixed else 0
@@ -245,7 +236,7 @@ class Engine:
             return [list(keys)]
         lengths: dict[int, list[ImageKey]] = {}
         for key in keys:
-            lengths.setdefault(self._images[key].embeddings.shape[1], []).append(key)
+            lengths.setdefault(self._images[key].given.text.shape[1], []).append(key)
         return list(lengths.values())
 
     def _observe(self, used: Mapping[str, Tables], rows: int) -> None:
@@ -277,18 +268,6 @@ class Engine:
     def _failed(self, key: ImageKey, reason: str) -> StepResult:
         sampler = self._images.pop(key).sampler
         return StepResult(key, sampler.position, sampler.total, error=PictureFailed(f"picture {key.index} {reason}"))
-
-
-def side_by_side(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Embeddings [rows, tokens, width] of all rows, filled up with zeros, and a mask [rows, tokens] of what is text;
-    no mask where all are equally long."""
-    longest = max(each.shape[1] for each in embeddings)
-    if all(each.shape[1] == longest for each in embeddings):
-        return torch.cat(list(embeddings)), None
-    filled = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in embeddings]
-    lengths = torch.tensor([each.shape[1] for each in embeddings for _ in each], device=embeddings[0].device)
-    mask = torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]
-    return torch.cat(filled), mask
 
 
 def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
@@ -323,16 +302,3 @@ def _blends(job: Job, lease: Lease) -> tuple[PlacedBlend, ...]:
     if not job.guided:
         return (conditional,)
     return (conditional if job.negative_blend is None else placed(job.negative_blend)), conditional
-
-
-def _text_key(blend: PlacedBlend) -> Hashable:
-    """What the blend does to the text encoder, for good."""
-    return tuple(
-        (weighted.version.digest, weighted.weight * weighted.parts.text_encoder)
-        for weighted, _ in blend.adapters
-        if _touches(weighted.version, "text_encoder")
-    )
-
-
-def _touches(version: VersionRecord, component: str) -> bool:
-    return any(path.startswith(f"{component}.") for path in version.ranks)

@@ -20,6 +20,8 @@ from loramux_server.engine.blends import EVERYWHERE, RowEntries
 from loramux_store.layout import ModuleSpec
 
 _NOTHING: Mapping[str, Tables | None] = {EVERYWHERE: None}
+_NOT_ADAPTED = frozenset({"unet.time_embedding.cond_proj"})
+"""The guidance embedding of distilled UNets: no adapter names it, and without it they take those of their teacher."""
 
 
 class LayerGroup:
@@ -186,6 +188,8 @@ def wrap(models: Mapping[str, nn.Module], impl: Impl = "reference") -> dict[str,
             if not isinstance(layer, nn.Linear | nn.Conv2d) or not _adaptable(layer):
                 continue
             path = canonical_path(component, name)
+            if path in _NOT_ADAPTED:
+                continue
             group = groups.setdefault(group_of(path, layer), LayerGroup(group_of(path, layer), impl))
             args = group, block_of(path)
             wrapped = LoraLinear(layer, *args) if isinstance(layer, nn.Linear) else LoraConv2d(layer, *args)

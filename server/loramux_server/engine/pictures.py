@@ -4,6 +4,7 @@ Takes latents, the base's VAE, a format and the text to write into the file; giv
 """
 
 import io
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -13,13 +14,32 @@ from torch import Tensor
 
 from loramux_server.requests import ImageFormat, Output
 
+TILED_ABOVE = 1536 * 1536
+"""Pixels above which a picture is decoded in overlapping tiles, so that memory stays bounded: in fp32 the widest layers
+of Stable Diffusion's VAE take 1 KiB a pixel each. All bases draw their own size (1024 x 1024 at most) in one piece."""
+
 
 @torch.inference_mode()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
     """One picture of latents [1, C, h, w], as diffusers' image processor makes it: to [0, 1], then rounded."""
-    pixels = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
+    decoder: Any = vae.tiled_decode if _large(vae, latents) else vae.decode
+    pixels = decoder(_unscaled(vae, latents.to(vae.dtype)), return_dict=False)[0]
     pixels = (pixels / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((pixels * 255).round().astype("uint8"))
+
+
+def _large(vae: AutoencoderKL, latents: Tensor) -> bool:
+    scale = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    return latents.shape[2] * latents.shape[3] * scale**2 > TILED_ABOVE
+
+
+def _unscaled(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """From the UNet's scale to the VAE's, as diffusers' pipelines do it."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return latents / vae.config["scaling_factor"]
+    by_channel = [latents.new_tensor(values).view(1, -1, 1, 1) for values in (std, mean)]
+    return latents * by_channel[0] / vae.config["scaling_factor"] + by_channel[1]
 
 
 def encode(picture: Image.Image, output: Output, parameters: str) -> bytes:

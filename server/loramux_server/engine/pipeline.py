@@ -1,43 +1,101 @@
-"""The base as loaded from a folder in diffusers layout: its models, its tokenizer, its numbers.
+"""The base as it lies in memory: its models, its tokenizers, its numbers.
 
-Takes a folder and a device; gives a `Base`. It knows no adapter, no request and no queue. Nothing is ever
-fetched and nothing is unpickled: only local safetensors files are read.
+Takes nothing; is what `load_base` gives and the rest of the engine reads. It knows no adapter, no request and no queue.
 """
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from enum import StrEnum
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from loramux_server.errors import BadBase
+INPAINTING_CHANNELS = 9  # latents, a mask, and latents of the image without what is redrawn
 
-_COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_CHANNELS = 4  # of latents
-_INPAINTING_CHANNELS = 9  # latents, a mask, and latents of the image without what is redrawn
+
+class Family(StrEnum):
+    """Architectures of Stable Diffusion."""
+
+    SD1 = "sd1"
+    SD2 = "sd2"
+    SDXL = "sdxl"
+
+
+class Distilled(StrEnum):
+    """What a base was distilled to draw in few steps with; NO where it was not.
+
+    LCM takes the guidance scale as an input of the UNet, TURBO takes none.
+    """
+
+    NO = ""
+    LCM = "lcm"
+    TURBO = "turbo"
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """One of the base's text encoders; name: the component that adapters and layouts call it."""
+
+    name: str
+    tokenizer: CLIPTokenizer
+    model: CLIPTextModel | CLIPTextModelWithProjection
+
+    @property
+    def width(self) -> int:
+        """Of a token's embedding."""
+        return self.model.config.hidden_size
+
+    @property
+    def layers(self) -> int:
+        """Number of them."""
+        return self.model.config.num_hidden_layers
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A resident Stable Diffusion 1.x model.
+    """A resident Stable Diffusion model.
 
-    name: what people call it; digest: hex sha256 over its files.
+    name: what people call it; digest: hex sha256 over its files; zeros_for_no_text: whether an empty negative prompt is
+    zeros instead of the encoding of no text.
     """
 
     name: str
     digest: str
+    family: Family
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    text_encoders: tuple[TextEncoder, ...]
     scheduler_config: dict[str, Any]
+    zeros_for_no_text: bool
     device: torch.device
+
+    @property
+    def models(self) -> Mapping[str, torch.nn.Module]:
+        """What adapters act on, by component."""
+        return {"unet": self.unet} | {encoder.name: encoder.model for encoder in self.text_encoders}
+
+    @property
+    def skips_last_layer(self) -> bool:
+        """Whether the UNet reads the text encoders' layer before the last, without the final normalisation."""
+        return self.family == Family.SDXL
+
+    @property
+    def guidance_width(self) -> int | None:
+        """Width of the guidance scale's embedding, where it is an input of the UNet."""
+        return self.unet.config["time_cond_proj_dim"]
+
+    @property
+    def distilled(self) -> Distilled:
+        """Turbo models have no mark of their own: an Euler scheduler with trailing timesteps that predicts noise."""
+        if self.guidance_width is not None:
+            return Distilled.LCM
+        config = self.scheduler_config
+        euler = str(config.get("_class_name", "")).startswith("Euler")
+        trailing = config.get("timestep_spacing") == "trailing"
+        noise = config.get("prediction_type", "epsilon") == "epsilon"
+        return Distilled.TURBO if euler and trailing and noise else Distilled.NO
 
     @property
     def latent_scale(self) -> int:
@@ -52,7 +110,7 @@ class Base:
     @property
     def inpainting(self) -> bool:
         """Whether the UNet sees a mask and the rest of an image beside the latents."""
-        return self.unet.config["in_channels"] == _INPAINTING_CHANNELS
+        return self.unet.config["in_channels"] == INPAINTING_CHANNELS
 
     @property
     def min_side(self) -> int:
@@ -63,77 +121,3 @@ class Base:
     def side(self) -> int:
         """Width and height that the base was trained at, in pixels."""
         return self.unet.config["sample_size"] * self.latent_scale
-
-
-def load_base(folder: Path, name: str, device: torch.device) -> Base:
-    """Loads a Stable Diffusion 1.x folder: fp32 on the CPU; fp16 on a GPU with the VAE in fp32.
-
-    Raises:
-        BadBase: where the folder lacks a part or holds another architecture; names the part.
-    """
-    _check_parts(folder)
-    disable_progress_bar()
-    diffusers_logging.set_verbosity_error()  # else every picture's scheduler warns of settings it does not have
-    dtype = torch.float32 if device.type == "cpu" else torch.float16
-    try:
-        unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-        vae = AutoencoderKL.from_pretrained(
-            folder / "vae", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BadBase(f"base {folder} could not be loaded: {error}") from error
-    _check_architecture(folder, unet, text_encoder)
-    models: list[Any] = [unet, vae, text_encoder]  # diffusers' decorators hide the signature of `to`
-    for model in models:
-        model.to(device).eval().requires_grad_(False)
-    if device.type == "cuda":  # channels last is what its convolutions are fastest in, and the kernels want
-        models[0].to(memory_format=torch.channels_last)
-    return Base(
-        name=name,
-        digest=_digest(folder),
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
-        device=device,
-    )
-
-
-def _check_parts(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise BadBase(f"base {folder} has no model_index.json; expected a folder in diffusers layout")
-    missing = [part for part in _COMPONENTS if not (folder / part).is_dir()]
-    if missing:
-        raise BadBase(f"base {folder} lacks {', '.join(missing)}; expected {', '.join(_COMPONENTS)}")
-
-
-def _check_architecture(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
-    channels, context = unet.config["in_channels"], unet.config["cross_attention_dim"]
-    if channels not in (_CHANNELS, _INPAINTING_CHANNELS):
-        raise BadBase(
-            f"base {folder} has a UNet of {channels} input channels, "
-            f"expected {_CHANNELS}, or {_INPAINTING_CHANNELS} for inpainting"
-        )
-    if context != text_encoder.config.hidden_size:
-        raise BadBase(
-            f"base {folder} has a UNet for text of width {context} and a text encoder of width "
-            f"{text_encoder.config.hidden_size}; expected the same (Stable Diffusion 1.x)"
-        )
-
-
-def _digest(folder: Path) -> str:
-    """Hex sha256 over the name and sha256 of every file of the parts, in the order of their names."""
-    total = hashlib.sha256()
-    files = sorted(p for part in _COMPONENTS for p in (folder / part).rglob("*") if p.is_file())
-    for file in files:
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
-    return total.hexdigest()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from loramux_server.engine.conditioning import blank, unet_arguments
 from loramux_server.engine.pipeline import Base
 
 MOST_ROWS = 64  # far above where a forward of Stable Diffusion is as fast a row as it gets; more only makes ticks long
@@ -47,8 +48,7 @@ def on_cuda(base: Base) -> RowBudget:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         latents = torch.zeros(rows, base.unet.config["in_channels"], side, side, device=device, dtype=base.unet.dtype)
-        text = latents.new_zeros(rows, 77, base.unet.config["cross_attention_dim"])
-        base.unet(latents, 500, text, return_dict=False)
+        base.unet(latents, 500, **unet_arguments([blank(base, rows)], base.unet.dtype), return_dict=False)
         return torch.cuda.max_memory_allocated(device) - before
 
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -19,7 +19,7 @@ from torch import Tensor
 from loramux_kernels import Entries
 from loramux_server.engine.blends import EVERYWHERE
 from loramux_server.engine.lora_layers import LayerGroup
-from loramux_server.engine.pipeline import Base
+from loramux_server.engine.pipeline import TextEncoder
 from loramux_server.engine.prompt_syntax import Piece, parse
 from loramux_server.errors import Violation
 from loramux_server.requests import LongPrompt, PromptSyntax, TextMode
@@ -49,58 +49,88 @@ class BlendedText:
     blend_key: Hashable = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """hidden [1, tokens, width]; pooled [1, projection], where the text encoder has a projection."""
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return self.hidden.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
+
 class PromptEncoder:
-    """The text encoder behind a cache of the most recently used embeddings.
+    """One text encoder behind a cache of the most recently used embeddings.
 
     One text at a time: the embeddings of a text then never depend on what is encoded beside it.
+    skips_last_layer: embeddings are those of the layer before the last, without the final normalisation.
     """
 
-    def __init__(self, base: Base, group: LayerGroup, cache_bytes: int = CACHE_BYTES) -> None:
-        self._base = base
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        group: LayerGroup,
+        device: torch.device,
+        *,
+        skips_last_layer: bool,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.name = encoder.name
+        self._encoder = encoder
         self._group = group
+        self._device = device
+        self._skips_last_layer = skips_last_layer
         self._cache_bytes = cache_bytes
         self._bytes = 0
-        self._cache: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._cache: OrderedDict[Hashable, Encoded] = OrderedDict()
 
     def violations(self, prompts: dict[str, str], mode: TextMode) -> list[Violation]:
         """What is wrong with prompts by field: too many chunks, or more layers skipped than there are."""
         found: list[Violation] = []
-        layers = self._base.text_encoder.config.num_hidden_layers
-        if not 0 <= mode.clip_skip < layers:
-            found.append(Violation("clip_skip", f"is {mode.clip_skip}, expected 0 to {layers - 1} on this base"))
+        most = self._encoder.layers - 1 - self._skips_last_layer
+        if not 0 <= mode.clip_skip <= most:
+            found.append(Violation("clip_skip", f"is {mode.clip_skip}, expected 0 to {most} on this base"))
         for field, text in prompts.items():
-            count = len(self._chunks(text, mode))
+            count = self.count(text, mode)
             if count > MAX_CHUNKS:
                 room = self._room
                 found.append(Violation(field, f"takes {count} chunks of {room} tokens, expected at most {MAX_CHUNKS}"))
         return found
 
-    def encode(self, texts: Sequence[BlendedText], mode: TextMode) -> Tensor:
-        """Embeddings [texts, tokens, width]; texts of fewer chunks are filled up with chunks of no text."""
-        encoded = [self._embeddings(text, mode) for text in texts]
-        longest = max(embeddings.shape[1] for embeddings in encoded)
-        return torch.cat([self._filled(text, mode, longest) for text in texts])
+    def count(self, text: str, mode: TextMode) -> int:
+        """Chunks of a text."""
+        return len(self._chunks(text, mode))
 
-    def _filled(self, text: BlendedText, mode: TextMode, length: int) -> Tensor:
-        embeddings = self._embeddings(text, mode)
-        if embeddings.shape[1] == length:
-            return embeddings
-        nothing = self._embeddings(replace(text, text=""), mode)
-        return torch.cat([embeddings, *[nothing] * ((length - embeddings.shape[1]) // nothing.shape[1])], dim=1)
+    def encode(self, texts: Sequence[BlendedText], mode: TextMode, chunks: int) -> Tensor:
+        """Embeddings [texts, chunks * tokens, width]; texts of fewer chunks are filled up with chunks of no text."""
+        return torch.cat([self._filled(text, mode, chunks) for text in texts])
 
-    def _embeddings(self, text: BlendedText, mode: TextMode) -> Tensor:
+    def pooled(self, texts: Sequence[BlendedText], mode: TextMode) -> Tensor | None:
+        """Projections [texts, width] of the texts' first chunks; None where the text encoder has no projection."""
+        found = [self._encoded(text, mode).pooled for text in texts]
+        return torch.cat([each for each in found if each is not None]) if found[0] is not None else None
+
+    def _filled(self, text: BlendedText, mode: TextMode, chunks: int) -> Tensor:
+        missing = chunks - self.count(text.text, mode)
+        filling = [self._encoded(replace(text, text=""), mode).hidden] * missing if missing else []
+        return torch.cat([self._encoded(text, mode).hidden, *filling], dim=1)
+
+    def _encoded(self, text: BlendedText, mode: TextMode) -> Encoded:
         key = (text.text, mode, text.blend_key)
         if key not in self._cache:
             with self._group.adding([{EVERYWHERE: text.entries}]):
                 chunks = [self._encode(chunk, mode.clip_skip) for chunk in self._chunks(text.text, mode)]
-            self._store(key, torch.cat(chunks, dim=1))
+            self._store(key, Encoded(torch.cat([chunk.hidden for chunk in chunks], dim=1), chunks[0].pooled))
         self._cache.move_to_end(key)
         return self._cache[key]
 
     @property
     def _room(self) -> int:
         """Tokens of a chunk between its start and its end."""
-        return self._base.tokenizer.model_max_length - 2
+        return self._encoder.tokenizer.model_max_length - 2
 
     def _chunks(self, text: str, mode: TextMode) -> list[Chunk]:
         """At least one; only the first where long prompts are cut."""
@@ -121,33 +151,42 @@ class PromptEncoder:
 
     def _tokens(self, text: str) -> list[int]:
         # verbose: the tokenizer would warn of every text longer than a chunk
-        return cast("list[int]", self._base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return cast("list[int]", self._encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def _encode(self, chunk: Chunk, clip_skip: int) -> Tensor:
-        """Embeddings [1, tokens, width] of one chunk."""
-        tokenizer: Any = self._base.tokenizer
+    def _encode(self, chunk: Chunk, clip_skip: int) -> Encoded:
+        """One chunk; weights move hidden states, not the projection."""
+        tokenizer: Any = self._encoder.tokenizer
         padding = self._room - len(chunk.tokens)
         ids = [
             tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding
         ]  # fmt: skip
-        embeddings = self._hidden(torch.tensor([ids], device=self._base.device), clip_skip)
+        encoded = self._run(torch.tensor([ids], device=self._device), clip_skip)
         if all(weight == 1 for weight in chunk.weights):
-            return embeddings
-        nothing = self._encode(Chunk((), ()), clip_skip)
-        weights = torch.tensor([1.0, *chunk.weights, 1.0, *[1.0] * padding], device=self._base.device)
-        return torch.lerp(nothing.float(), embeddings.float(), weights[None, :, None]).to(embeddings.dtype)
+            return encoded
+        nothing = self._encode(Chunk((), ()), clip_skip).hidden
+        weights = torch.tensor([1.0, *chunk.weights, 1.0, *[1.0] * padding], device=self._device)
+        hidden = torch.lerp(nothing.float(), encoded.hidden.float(), weights[None, :, None]).to(nothing.dtype)
+        return replace(encoded, hidden=hidden)
 
-    def _hidden(self, ids: Tensor, clip_skip: int) -> Tensor:
-        """The last hidden state, or that of the layer `clip_skip` before it through the final normalisation."""
-        encoder: Any = self._base.text_encoder
-        if clip_skip == 0:
-            return encoder(ids).last_hidden_state
-        hidden = encoder(ids, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
-        return getattr(encoder, "text_model", encoder).final_layer_norm(hidden)
+    def _run(self, ids: Tensor, clip_skip: int) -> Encoded:
+        """The hidden state that the base reads, or that of the layer `clip_skip` before it, and the projection.
 
-    def _store(self, key: Hashable, embeddings: Tensor) -> None:
-        self._cache[key] = embeddings
-        self._bytes += embeddings.nbytes
+        The last layer and those that take its place go through the final normalisation.
+        """
+        model: Any = self._encoder.model
+        skipped = clip_skip + self._skips_last_layer
+        output = model(ids, output_hidden_states=skipped > 0)
+        pooled = getattr(output, "text_embeds", None)
+        if skipped == 0:
+            return Encoded(output.last_hidden_state, pooled)
+        hidden = output.hidden_states[-(skipped + 1)]
+        if not self._skips_last_layer:
+            hidden = getattr(model, "text_model", model).final_layer_norm(hidden)
+        return Encoded(hidden, pooled)
+
+    def _store(self, key: Hashable, encoded: Encoded) -> None:
+        self._cache[key] = encoded
+        self._bytes += encoded.nbytes
         while self._bytes > self._cache_bytes and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
             self._bytes -= oldest.nbytes
