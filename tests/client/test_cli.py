@@ -263,6 +263,8 @@ async def test_ctrl_c_cancels_the_call_and_exits_with_130(server: Any, tmp_path:
         env=where,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs are born with the signal ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         await asyncio.wait_for(server.started.wait(), 60)

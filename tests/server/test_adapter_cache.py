@@ -23,7 +23,7 @@ class Pool:
 
     def __init__(self, rows: int) -> None:
         group = SimpleNamespace(name="g", rows=RowAllocator(rows + 1), layers={"p": None}, write=lambda *_: None)
-        self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics())
+        self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics(), 512)
 
     def ask(self, **ranks: int) -> "Future[Lease]":
         versions = [
