@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from loramux_kernels import PoolFull
@@ -25,6 +25,7 @@ from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.errors import Incompatible, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_store.errors import StoreError
+from loramux_store.header import read_container
 from loramux_store.record import VersionRecord
 
 LOADS_PAST = 8
@@ -302,9 +303,8 @@ def _told(error: Exception, versions: Sequence[VersionRecord]) -> Exception:
 
 
 def _read(file: Path) -> Factors:
-    with safe_open(file, framework="pt") as tensors:
-        modules = json.loads(tensors.metadata()["modules"])
-        return {
-            path: (tensors.get_tensor(f"{path}.a"), tensors.get_tensor(f"{path}.b"), float(entry["scale"]))
-            for path, entry in modules.items()
-        }
+    """From the whole file at once: `safe_open` keeps two integers for every tensor it ever gave (safetensors 0.8)."""
+    tensors, modules = load(file.read_bytes()), json.loads(read_container(file).metadata["modules"])
+    return {
+        path: (tensors[f"{path}.a"], tensors[f"{path}.b"], float(entry["scale"])) for path, entry in modules.items()
+    }
