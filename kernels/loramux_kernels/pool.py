@@ -157,6 +157,11 @@ class FusedPool:
         self.b = torch.zeros(parts, size, n, dtype=dtype, device=device)
         self.parts = tuple(RankRowPool(a, b) for a, b in zip(self.a, self.b, strict=True))
 
+    def by_part(self, w0: Tensor, bias: Tensor | None) -> list[tuple[Tensor, Tensor | None, RankRowPool]]:
+        """Weight [N, K], bias [N] and pool of each part of stacked weights [parts * N, K] and biases [parts * N]."""
+        biases = [None] * len(self.parts) if bias is None else bias.chunk(len(self.parts))
+        return list(zip(w0.chunk(len(self.parts)), biases, self.parts, strict=True))
+
 
 def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(2^k a, 2^-k b) with largest magnitudes within a factor of two; exact in floating point."""

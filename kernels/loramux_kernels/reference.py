@@ -32,10 +32,7 @@ def lora_linear(x: Tensor, w0: Tensor, bias: Tensor | None, pool: RankRowPool, t
 
 def lora_qkv(x: Tensor, w0: Tensor, bias: Tensor | None, pool: FusedPool, tables: Tables) -> Tensor:
     """The products of layers that read one input, side by side in the last dimension."""
-    weights = w0.chunk(len(pool.parts))
-    biases = [None] * len(pool.parts) if bias is None else bias.chunk(len(pool.parts))
-    parts = zip(weights, biases, pool.parts, strict=True)
-    return torch.cat([lora_linear(x, w, b, part, tables) for w, b, part in parts], dim=-1)
+    return torch.cat([lora_linear(x, w, b, part, tables) for w, b, part in pool.by_part(w0, bias)], dim=-1)
 
 
 def lora_conv2d(

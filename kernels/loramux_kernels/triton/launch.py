@@ -35,22 +35,22 @@ _TAP_BYTES = 256 << 20  # of a convolution's products with the taps; beyond it b
 
 def lora_linear(x: Tensor, w0: Tensor, bias: Tensor | None, pool: RankRowPool, tables: Tables) -> Tensor:
     """See `ops.lora_linear`."""
-    x3 = x.reshape(x.shape[0], -1, x.shape[-1]).contiguous()
-    call = _call("linear", x3, w0.shape[0], tables, pool)
-    y = linear(x3, w0, bias, pool, tables, plan_for(_arch(x.device), call))
-    return y.view(*x.shape[:-1], w0.shape[0])
+    return _planned(x, w0, bias, pool, tables)
 
 
 def lora_qkv(x: Tensor, w0: Tensor, bias: Tensor | None, pool: FusedPool, tables: Tables) -> Tensor:
     """See `ops.lora_qkv`. Layers with scales of their own are launched one by one."""
     if any(part.g is not None or part.h is not None for part in pool.parts):
-        biases = [None] * len(pool.parts) if bias is None else bias.chunk(len(pool.parts))
-        parts = zip(w0.chunk(len(pool.parts)), biases, pool.parts, strict=True)
-        return torch.cat([lora_linear(x, w, b, part, tables) for w, b, part in parts], dim=-1)
+        return torch.cat([lora_linear(x, w, b, part, tables) for w, b, part in pool.by_part(w0, bias)], dim=-1)
+    return _planned(x, w0, bias, pool, tables)
+
+
+def _planned(x: Tensor, w0: Tensor, bias: Tensor | None, pool: RankRowPool | FusedPool, tables: Tables) -> Tensor:
+    """x [rows, ..., K] to [rows, ..., N] by the plan that the table has for it."""
     x3 = x.reshape(x.shape[0], -1, x.shape[-1]).contiguous()
-    call = _call("linear", x3, w0.shape[0], tables, None)
-    y = linear(x3, w0, bias, pool, tables, plan_for(_arch(x.device), call))
-    return y.view(*x.shape[:-1], w0.shape[0])
+    single = pool if isinstance(pool, RankRowPool) else None
+    plan = plan_for(_arch(x.device), _call(x3, w0.shape[0], tables, single))
+    return linear(x3, w0, bias, pool, tables, plan).view(*x.shape[:-1], w0.shape[0])
 
 
 def linear(
@@ -173,9 +173,9 @@ def _of_rows(tables: Tables, part: slice) -> Tables:
     return replace(tables, idx=tables.idx[part], scale=tables.scale[part], nrank=tables.nrank[part], outputs=outputs)
 
 
-def _call(op: str, x: Tensor, n: int, tables: Tables, pool: RankRowPool | None) -> Call:
+def _call(x: Tensor, n: int, tables: Tables, pool: RankRowPool | None) -> Call:
     return Call(
-        op,
+        "linear",
         x.element_size() * 8,
         x.shape[0] * x.shape[1],
         n,
