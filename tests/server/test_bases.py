@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from peer_schedulers import peer_scheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from loramux.v1 import generation_pb2
@@ -29,16 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 
 NAMES = ("everything", "attention", "convolution")
 BLEND = tuple(BlendEntry(name, weight) for name, weight in zip(NAMES, (0.7, -0.4, 0.9), strict=True))
-PEER_SCHEDULERS = {
-    Sampler.DDIM: diffusers.DDIMScheduler,
-    Sampler.PNDM: diffusers.PNDMScheduler,
-    Sampler.EULER: diffusers.EulerDiscreteScheduler,
-    Sampler.EULER_ANCESTRAL: diffusers.EulerAncestralDiscreteScheduler,
-    Sampler.DPMPP_2M: diffusers.DPMSolverMultistepScheduler,
-    Sampler.HEUN: diffusers.HeunDiscreteScheduler,
-    Sampler.UNIPC: diffusers.UniPCMultistepScheduler,
-    Sampler.LCM: diffusers.LCMScheduler,
-}
 LONG = ", ".join(f"a {color} {thing}" for color in ("red", "blue", "green") for thing in ("apple", "dog", "house") * 4)
 
 
@@ -54,7 +44,7 @@ class Peer:
 
     def draw(self, request: GenerationRequest) -> np.ndarray:
         assert request.sampler is not None and request.seed is not None
-        self.pipe.scheduler = PEER_SCHEDULERS[request.sampler].from_config(self.config)
+        self.pipe.scheduler = peer_scheduler(request, self.config)
         if request.blend:
             self.pipe.enable_lora()
             self.pipe.set_adapters([e.adapter for e in request.blend], [self._weight(e) for e in request.blend])

@@ -5,30 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peer_schedulers import peer_scheduler
 
 from loramux_server.engine.sampling import sigma_schedules, takes_timesteps
 from loramux_server.requests import BlendEntry, GenerationRequest, Sampler, SigmaSchedule
 
 # PEFT warns of every adapter after the first.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-
-PEER_SCHEDULERS = {
-    Sampler.DDIM: diffusers.DDIMScheduler,
-    Sampler.PNDM: diffusers.PNDMScheduler,
-    Sampler.EULER: diffusers.EulerDiscreteScheduler,
-    Sampler.EULER_ANCESTRAL: diffusers.EulerAncestralDiscreteScheduler,
-    Sampler.DPMPP_2M: diffusers.DPMSolverMultistepScheduler,
-    Sampler.HEUN: diffusers.HeunDiscreteScheduler,
-    Sampler.DPMPP_2M_SDE: diffusers.DPMSolverMultistepScheduler,
-    Sampler.DPMPP_SDE: diffusers.DPMSolverSinglestepScheduler,
-    Sampler.UNIPC: diffusers.UniPCMultistepScheduler,
-    Sampler.LCM: diffusers.LCMScheduler,
-}
 
 
 class Peer:
@@ -43,7 +30,7 @@ class Peer:
 
     def draw(self, request: GenerationRequest) -> np.ndarray:
         assert request.sampler is not None and request.seed is not None and request.steps is not None
-        self.pipe.scheduler = PEER_SCHEDULERS[request.sampler].from_config(self.config, **peer_options(request))
+        self.pipe.scheduler = peer_scheduler(request, self.config)
         if request.blend:
             self.pipe.enable_lora()
             self.pipe.set_adapters([e.adapter for e in request.blend], [e.weight for e in request.blend])
@@ -63,15 +50,6 @@ class Peer:
             generator=torch.Generator("cpu").manual_seed(request.seed),
         ).images[0]
         return np.asarray(image)
-
-
-def peer_options(request: GenerationRequest) -> dict[str, Any]:
-    """What diffusers calls the sampler's variant and its spread of noise levels."""
-    sde = request.sampler in (Sampler.DPMPP_2M_SDE, Sampler.DPMPP_SDE)
-    options: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++"} if sde else {}
-    if request.sigma_schedule != SigmaSchedule.BASE:
-        options[f"use_{request.sigma_schedule}_sigmas"] = True
-    return options
 
 
 def requests(names: Sequence[str], sampler: Sampler, steps: int) -> list[GenerationRequest]:

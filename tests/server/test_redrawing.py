@@ -7,11 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+from peer_schedulers import peer_scheduler
 from PIL import Image
 
 from loramux_server.engine.sampling import sigma_schedules, takes_timesteps
@@ -23,18 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:timesteps:UserWarning"),
 ]
 
-SCHEDULERS = {
-    Sampler.DDIM: diffusers.DDIMScheduler,
-    Sampler.PNDM: diffusers.PNDMScheduler,
-    Sampler.EULER: diffusers.EulerDiscreteScheduler,
-    Sampler.EULER_ANCESTRAL: diffusers.EulerAncestralDiscreteScheduler,
-    Sampler.DPMPP_2M: diffusers.DPMSolverMultistepScheduler,
-    Sampler.HEUN: diffusers.HeunDiscreteScheduler,
-    Sampler.DPMPP_2M_SDE: diffusers.DPMSolverMultistepScheduler,
-    Sampler.DPMPP_SDE: diffusers.DPMSolverSinglestepScheduler,
-    Sampler.UNIPC: diffusers.UniPCMultistepScheduler,
-    Sampler.LCM: diffusers.LCMScheduler,
-}
 STRENGTHS = (0.3, 0.8, 1.0)
 SIDE = 32
 NAMES = ("everything", "attention", "convolution")
@@ -78,7 +66,7 @@ class Peer:
 
     def draw(self, request: GenerationRequest, seed: int | None = None) -> np.ndarray:
         assert request.sampler and request.image and request.seed is not None and request.strength is not None
-        self.pipe.scheduler = SCHEDULERS[request.sampler].from_config(self.config, **options(request))
+        self.pipe.scheduler = peer_scheduler(request, self.config)
         if request.blend:
             self.pipe.enable_lora()
             self.pipe.set_adapters([e.adapter for e in request.blend], [e.weight for e in request.blend])
@@ -103,14 +91,6 @@ class Peer:
             **asked,
         ).images[0]
         return np.asarray(image)
-
-
-def options(request: GenerationRequest) -> dict[str, Any]:
-    sde = request.sampler in (Sampler.DPMPP_2M_SDE, Sampler.DPMPP_SDE)
-    chosen: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++"} if sde else {}
-    if request.sigma_schedule != SigmaSchedule.BASE:
-        chosen[f"use_{request.sigma_schedule}_sigmas"] = True
-    return chosen
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> int:
