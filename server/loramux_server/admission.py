@@ -114,9 +114,9 @@ class Admission:
         if violations:
             raise InvalidRequest(tuple(violations))
         blend = self._resolved("blend", request.blend)
-        negative = None
-        if request.negative_blend is not None:
-            negative = self._resolved("negative_blend", request.negative_blend)
+        negative = None if request.negative_blend is None else self._resolved("negative_blend", request.negative_blend)
+        if not job.guided:
+            negative = None  # there is no row that it could act in
         source = images.source(request, brought, job.width, job.height)
         return replace(job, blend=blend, negative_blend=negative, source=source)
 

@@ -217,6 +217,15 @@ def test_progress_of_samplers_that_evaluate_a_timestep_twice(server: Any) -> Non
         assert [bool(forward) for forward in server.forwards] == shown, sampler
 
 
+def test_without_guidance_there_is_no_negative_row_to_load_adapters_for(server: Any) -> None:
+    asked = replace(ASKED, guidance_scale=1.0, blend=(BlendEntry(A, 0.5),), negative_blend=(BlendEntry(C, 1.0),))
+    assert server.admission.admit(asked).negative_blend is None
+    (got,), (want,) = (server.draw([request]) for request in (asked, replace(asked, negative_blend=None)))
+    assert np.array_equal(got, want)
+    digests = {server.app.store.resolve(name).digest: name for name in (A, C)}
+    assert [digests[digest] for digest in server.app.engine.adapters._resident] == [A]
+
+
 @pytest.mark.parametrize(
     "entry,field,said",
     [
