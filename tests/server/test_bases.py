@@ -109,7 +109,14 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("base,sampler", [(base, sampler) for base, each in SAMPLERS.items() for sampler in each])
+@pytest.mark.parametrize(
+    "base,sampler",
+    [
+        pytest.param(base, sampler, marks=pytest.mark.long if number > 1 else ())
+        for base, each in SAMPLERS.items()
+        for number, sampler in enumerate(each)
+    ],
+)
 def test_pictures_equal_the_peers(base: str, sampler: Sampler, pairs: Any) -> None:
     """No adapter, each alone, and all blended; guided and not; each adapter seen."""
     server, peer = pairs(base)

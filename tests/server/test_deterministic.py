@@ -16,7 +16,7 @@ NAMES = ("everything", "attention", "convolution")
 LONG = ", ".join(["a red apple beside a dog"] * 16)
 
 
-@pytest.fixture(params=["tiny_base", "built_in_base"])
+@pytest.fixture(params=["tiny_base", pytest.param("built_in_base", marks=pytest.mark.long)])
 def fixed(request: pytest.FixtureRequest, server_class: Any, three_adapters: Any, tmp_path: Path) -> Iterator[Any]:
     base = request.getfixturevalue(request.param)
     server = server_class(str(base), tmp_path / "store", deterministic=True, deterministic_rank=64)

@@ -91,6 +91,15 @@ BASES = {"tiny_base": 0.5, "other_tiny_base": 0.5, "built_in_base": 0.15}
 """Bases, with the strength of random adapters on them."""
 
 
+OTHERS_LONG = pytest.mark.parametrize(
+    "pair",
+    [pytest.param(base, marks=() if base == "tiny_base" else pytest.mark.long) for base in BASES],
+    indirect=True,
+    scope="module",
+)
+"""For tests whose short form is the first base alone."""
+
+
 @pytest.fixture(scope="module", params=BASES)
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, three_adapters: Any, server_class: Any
@@ -132,6 +141,7 @@ def test_pictures_of_every_sampler_equal_the_peers(sampler: Sampler, pair: tuple
 WITH_SIGMAS = [(s, schedule) for s in Sampler for schedule in sigma_schedules(s) if schedule != SigmaSchedule.BASE]
 
 
+@OTHERS_LONG
 def test_every_spread_of_noise_levels_equals_the_peers(pair: tuple[Any, Peer, list[str]]) -> None:
     """In one stream: all samplers with all their schedules, each beside the others."""
     server, peer, names = pair
@@ -149,6 +159,7 @@ def test_every_spread_of_noise_levels_equals_the_peers(pair: tuple[Any, Peer, li
         assert distance(got, peer.draw(request)) <= 1, request
 
 
+@OTHERS_LONG
 @pytest.mark.filterwarnings("ignore:timesteps:UserWarning")
 def test_given_timesteps_and_guidance_rescale_equal_the_peers(pair: tuple[Any, Peer, list[str]]) -> None:
     server, peer, names = pair
