@@ -256,15 +256,16 @@ async def test_a_missing_file_is_one_line(server: Any, capsys: pytest.CaptureFix
 async def test_ctrl_c_cancels_the_call_and_exits_with_130(server: Any, tmp_path: Path) -> None:
     server.steps_before_hanging = 1
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "loramux_client.cli", "generate", "x"]
+    # a shell's background jobs are born with the signal ignored
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    code += "from loramux_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "generate", "x"]
     process = subprocess.Popen(
         [*command, "--server", server.target],
         cwd=tmp_path,
         env=where,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell's background jobs are born with the signal ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         await asyncio.wait_for(server.started.wait(), 60)
