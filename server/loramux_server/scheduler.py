@@ -204,9 +204,11 @@ class Scheduler:
         return Plan(bucket, tuple(keys), rows)
 
     def _room(self, area: int, claims: Sequence[Claim], enough: float) -> int:
-        """Rows of a forward: as many as there are, but above `enough` only while that makes them cheaper."""
+        """Rows of a forward: as many as there are, but none that gain nothing, for whoever comes next would wait for
+        them too; and above `enough` only while that makes them a good deal cheaper."""
         full = min(self._max_rows(area), sum(claim.demand for claim in claims))
-        return min(full, max(int(enough / area), self._speed.worth(area, full), 2))
+        bearable = max(int(enough / area), self._speed.worth(area, full))
+        return min(full, max(2, min(bearable, self._speed.suffice(area, full))))
 
     def _loads(self) -> Iterator[Load]:
         return (request.load() for request in self._requests.values() if request.left)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _NEWEST = 0.2  # weight of the newest forward: about the last ten count
-_DEARER = 1.25  # rows that cost a quarter more are: below that, measurements differ by chance
+_DEARER = 1.25  # rows that cost a quarter more are worth it to let somebody wait for
+_ALIKE = 1.05  # rows that cost a twentieth more are not: measurements differ by that
 _OLD = 60.0  # seconds after which a measurement says nothing: a slow minute must not turn requests away for ever
 
 
@@ -63,16 +64,31 @@ class Speed:
                 return 1 << size
         return 1
 
+    def suffice(self, area: int, rows: int) -> int:
+        """The fewest rows seen to be as cheap as any up to `rows`, or twice as many where those were not seen lately;
+        `rows` where nothing was measured. (Where twice as many gain nothing, four times as many do not either.)"""
+        full = rows.bit_length()
+        known = {size: cost for size in range(1, full + 1) if (cost := self._known(area, size)) is not None}
+        if not known:
+            return rows
+        size = min(size for size, cost in known.items() if cost <= _ALIKE * min(known.values()))
+        if size < full and self._fresh(area, size + 1) == 0:
+            size += 1
+        return rows if size == full else 1 << (size - 1)
+
     def _known(self, area: int, size: int) -> float | None:
         """Seconds per cost of forwards of 2^(size-1) rows and more."""
         measured = self._kinds.get((area, size))
         return None if measured is None else measured.seconds_per_cost
 
+    def _fresh(self, area: int, size: int) -> float:
+        """As `_known`, but 0 where there is nothing or it is old."""
+        known = self._known(area, size)
+        return 0.0 if known is None or self._clock() - self._kinds[area, size].at > _OLD else known
+
     def _bound(self, area: int, rows: int, size: int) -> float:
         """What forwards of 2^(size-1) rows and more say about those of `rows`: seconds per cost, at least."""
-        known = self._known(area, size)
-        if known is None or self._clock() - self._kinds[area, size].at > _OLD:
-            return 0.0
+        known = self._fresh(area, size)
         return known * (1 << (size - 1)) / rows if size < rows.bit_length() else known
 
 

@@ -1,42 +1,31 @@
 """With --deterministic a picture has the same bits alone and in any company."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from company import POOL, adapters, random_request, stream
 
 from loramux_server.engine.engine import Engine
 from loramux_server.errors import Incompatible
-from loramux_server.requests import BlendEntry, GenerationRequest, PartWeights, Sampler
+from loramux_server.requests import BlendEntry, GenerationRequest
 
 NAMES = ("everything", "attention", "convolution")
-LONG = ", ".join(["a red apple beside a dog"] * 16)
 
 
 @pytest.fixture(params=["tiny_base", pytest.param("built_in_base", marks=pytest.mark.long)])
-def fixed(request: pytest.FixtureRequest, server_class: Any, three_adapters: Any, tmp_path: Path) -> Iterator[Any]:
+def fixed(request: pytest.FixtureRequest, make_server: Callable[..., Any], tmp_path: Path) -> Any:
+    """A pool that holds few of its adapters."""
     base = request.getfixturevalue(request.param)
-    server = server_class(str(base), tmp_path / "store", deterministic=True, deterministic_rank=64)
-    server.publish(three_adapters(base, tmp_path, 0.3))
-    yield server
-    server.close()
-
-
-def random_request(dice: random.Random, seed: int) -> GenerationRequest:
-    names = dice.sample(NAMES, dice.choice([0, 1, 1, 2, 3]))
-    parts = dice.choice([PartWeights(), PartWeights(blocks=(("mid", 0.3),))])
-    schedule = dice.choice([(), ((0.4, 0.0), (0.4, 1.0))])
-    return GenerationRequest(
-        prompt=dice.choice(["a red apple", "a dog", "a house", LONG]),
-        blend=tuple(BlendEntry(name, dice.choice([-0.6, 0.3, 1.0]), parts, schedule) for name in names),
-        sampler=dice.choice(list(Sampler)),
-        steps=dice.randint(2, 4),
-        guidance_scale=dice.choice([1.0, 4.0]),
-        seed=seed,
-    )
+    server = make_server(base, deterministic=True, deterministic_rank=64)
+    server.publish(adapters(base, tmp_path, 0.3))
+    for group in server.app.engine.groups.values():
+        group.open(POOL, torch.device("cpu"), 64)
+    return server
 
 
 def test_bits_do_not_depend_on_the_company(fixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,11 +39,14 @@ def test_bits_do_not_depend_on_the_company(fixed: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(Engine, "_forward", watched)
     dice = random.Random(5)
     asked = [random_request(dice, seed) for seed in range(24)]
-    company = fixed.draw(asked)
+    company = stream(fixed, asked, dice)
     assert len({rows for rows, _ in sizes}) >= 3 and max(rows for rows, _ in sizes) == 4
     assert sum(blends >= 2 for _, blends in sizes) >= 15, "the forwards mixed nothing"
+    registry = fixed.app.metrics.registry
+    assert registry.get_sample_value("loramux_adapter_cache_evictions_total", {"tier": "device"}) >= 8
+    assert registry.get_sample_value("loramux_requests_total", {"outcome": "cancelled"}) >= 3
     dice.shuffle(order := list(range(24)))
-    again = dict(zip(order, fixed.draw([asked[i] for i in order]), strict=True))
+    again = dict(zip(order, stream(fixed, [asked[i] for i in order], dice), strict=True))
     for i, request in enumerate(asked):
         (alone,) = fixed.draw([request])
         assert np.array_equal(alone, company[i]) and np.array_equal(alone, again[i]), request

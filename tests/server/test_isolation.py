@@ -1,78 +1,66 @@
 """The picture a request gets never depends on its company, and other promises of the shared forward."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from company import POOL, adapters, random_request, stream
 
 from loramux_kernels import Tables
+from loramux_server.engine.engine import distinct_blends
 from loramux_server.engine.load_base import load_base
 from loramux_server.engine.lora_layers import wrap
-from loramux_server.requests import BlendEntry, GenerationRequest, Sampler
+from loramux_server.requests import BlendEntry, GenerationRequest
 
 COMPOSITIONS = 50
-STRENGTH = 0.5
 
 
-@pytest.fixture(scope="module")
-def stream_server(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, three_adapters: Any, server_class: Any
-) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("isolation")
-    server = server_class(str(tiny_base), folder / "store", max_rows=12)
-    server.publish(three_adapters(tiny_base, folder, STRENGTH))
-    yield server
-    server.close()
-
-
-def random_request(dice: random.Random, seed: int) -> GenerationRequest:
-    names = dice.sample(["everything", "attention", "convolution"], dice.choice([0, 1, 1, 2, 3]))
-    return GenerationRequest(
-        prompt=dice.choice(["a red apple", "a dog", "a house on a blue background"]),
-        negative_prompt=dice.choice(["", "a cat"]),
-        blend=tuple(BlendEntry(name, dice.choice([-0.6, 0.3, 0.8, 1.0])) for name in names),
-        sampler=dice.choice(list(Sampler)),
-        steps=dice.randint(3, 6),
-        guidance_scale=dice.choice([1.0, 2.0, 5.0]),
-        seed=seed,
-    )
+@pytest.fixture
+def stream_server(make_server: Callable[..., Any], tiny_base: Path, tmp_path: Path) -> Any:
+    """A pool that holds few of its adapters, and forwards that hold few of its pictures."""
+    server = make_server(tiny_base, max_rows=12)
+    server.publish(adapters(tiny_base, tmp_path))
+    for group in server.app.engine.groups.values():
+        group.open(POOL, torch.device("cpu"))
+    return server
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
-def ranks(tables: Mapping[str, Tables]) -> set[tuple[int, ...]]:
-    """Distinct (total rank by group) of the rows of one forward."""
-    columns = [table.nrank.tolist() for table in tables.values()]
-    return set(zip(*columns, strict=True))
-
-
-def test_every_picture_is_the_same_alone_and_in_company(stream_server: Any) -> None:
-    """A stream of requests, joining and leaving between steps: over 50 different companies a forward."""
+@pytest.mark.parametrize("count", [90, pytest.param(600, marks=pytest.mark.long)])
+def test_every_picture_is_the_same_alone_and_in_company(stream_server: Any, count: int) -> None:
+    """A stream of requests that join and leave between steps, put each other's adapters out, and are cancelled."""
     server, dice = stream_server, random.Random(11)
-    asked = [random_request(dice, seed) for seed in range(110)]
-    names = ("everything", "attention", "convolution")
-    server.draw([GenerationRequest("a dog", blend=tuple(BlendEntry(n, 1.0) for n in names), steps=1)])  # loads them
-    server.forwards.clear()
-    company = server.draw(asked)
-    assert len({_signature(forward) for forward in server.forwards}) >= COMPOSITIONS
-    mixed = [len(ranks(forward)) >= 3 for forward in server.forwards]
-    assert np.mean(mixed) >= 0.9, "the forwards did not mix blends"
+    asked = [random_request(dice, seed) for seed in range(count)]
+    company = stream(server, asked, dice)
+    forwards = list(server.forwards)
+    assert len({_signature(forward) for forward in forwards}) >= COMPOSITIONS
+    mixed = [distinct_blends(forward, max(t.rows for t in forward.values())) >= 3 for forward in forwards if forward]
+    assert sum(mixed) >= count / 2 and np.mean(mixed) >= 0.4, "few forwards mixed blends"
+    assert evictions(server) >= count / 3, "the adapters were not swapped"
+    assert cancelled(server) >= count / 10, "hardly anything was cancelled"
     alone = [server.draw([request])[0] for request in asked]
     assert max(distance(one, other) for one, other in zip(alone, company, strict=True)) <= 1
-    plain = [server.draw([replace(request, blend=())])[0] for request in asked if request.blend]
-    blended = [picture for request, picture in zip(asked, alone, strict=True) if request.blend]
-    assert min(distance(one, other) for one, other in zip(plain, blended, strict=True)) > 1, "a blend did nothing"
+    blended = [request.blend != () for request in asked]
+    plain = [server.draw([replace(request, blend=())])[0] for request in compress(asked, blended)]
+    moved = [distance(one, other) > 1 for one, other in zip(plain, compress(alone, blended), strict=True)]
+    assert np.mean(moved) >= 0.8, "hardly any blend did anything"
 
 
 def _signature(forward: Mapping[str, Tables]) -> tuple[bytes, ...]:
     return tuple(t.idx.numpy().tobytes() + t.scale.numpy().tobytes() for t in forward.values())
+
+
+def cancelled(server: Any) -> float:
+    return server.app.metrics.registry.get_sample_value("loramux_requests_total", {"outcome": "cancelled"}) or 0.0
 
 
 def test_eight_blends_share_one_forward(server: Any) -> None:
