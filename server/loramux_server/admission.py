@@ -74,7 +74,7 @@ class BaseFacts:
 class Admission:
     """Turns requests into jobs.
 
-    check_blend: refuses versions that can never fit the pool together; check_sampling: what a sampler cannot do on
+    check_blends: refuses versions that can never fit beside one another; check_sampling: what a sampler cannot do on
     this base; check_prompts: what is wrong with prompts by field; blocks: of the base's UNet.
     """
 
@@ -82,14 +82,14 @@ class Admission:
         self,
         store: Store,
         base: BaseFacts,
-        check_blend: Callable[[Sequence[VersionRecord]], None],
+        check_blends: Callable[[Sequence[Sequence[VersionRecord]]], None],
         check_sampling: Callable[[Sampling], Sequence[Violation]],
         check_prompts: Callable[[dict[str, str], TextMode], Sequence[Violation]],
         blocks: Collection[str],
     ) -> None:
         self._store = store
         self.base = base
-        self._check_blend = check_blend
+        self._check_blends = check_blends
         self._check_sampling = check_sampling
         self._check_prompts = check_prompts
         self._blocks = blocks
@@ -117,13 +117,13 @@ class Admission:
         negative = None if request.negative_blend is None else self._resolved("negative_blend", request.negative_blend)
         if not job.guided:
             negative = None  # there is no row that it could act in
+        self._check_blends([[weighted.version for weighted in each] for each in (blend, negative or ())])
         source = images.source(request, brought, job.width, job.height)
         return replace(job, blend=blend, negative_blend=negative, source=source)
 
     def _resolved(self, field: str, entries: Sequence[BlendEntry]) -> tuple[Weighted, ...]:
         blend = tuple(self._weighted(entry) for entry in entries)
         _refuse_twice(field, blend)
-        self._check_blend([weighted.version for weighted in blend])
         return blend
 
     def _settle(self, request: GenerationRequest, brought: Brought) -> Job:

@@ -107,7 +107,7 @@ class App:
         self.admission = Admission(
             self.store,
             _facts(self.engine, layout, settings),
-            check_blend=self.engine.adapters.check,
+            check_blends=self.engine.adapters.check,
             check_sampling=partial(sampling.violations, scheduler_config=base.scheduler_config),
             check_prompts=self.engine.conditioner.violations,
             blocks=self.engine.blocks,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, factor_at
 from loramux_server.engine.lora_layers import block_of
-from loramux_server.errors import InvalidRequest
+from loramux_server.errors import Incompatible, InvalidRequest
 from loramux_server.requests import BlendEntry, GenerationRequest, PartWeights, Sampler, Weighted
 from loramux_store.record import UploadSpec
 
@@ -252,3 +252,14 @@ def test_bad_parts_and_schedules_are_named(server: Any, entry: BlendEntry, field
             server.admission.admit(replace(ASKED, **{blend: (entry,)}))
         (violation,) = caught.value.violations
         assert violation.field == f"{blend}.entries[0].{field}" and said in violation.description
+
+
+def test_blends_that_do_not_fit_beside_one_another_are_refused(server_with_a_small_pool: Any) -> None:
+    """Neither is too large alone; taken in, they would wait for ever, and in the end everybody behind them."""
+    server = server_with_a_small_pool
+    one, other = (BlendEntry("attention", 1.0),), (BlendEntry("everything", 1.0),)
+    asked = GenerationRequest("a dog", seed=1, steps=2, blend=one, negative_blend=one)
+    assert server.draw([asked]) and server.draw([replace(asked, blend=other, negative_blend=None)])
+    with pytest.raises(Incompatible, match=r"blend and negative_blend have total rank 20 in \S+, at most 19 fits"):
+        server.admission.admit(replace(asked, negative_blend=other))
+    assert server.admission.admit(replace(asked, negative_blend=other, guidance_scale=1.0)).negative_blend is None

@@ -91,17 +91,23 @@ class AdapterCache:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self._group_of = {path: group.name for group in groups.values() for path in group.layers}
 
-    def check(self, versions: Sequence[VersionRecord]) -> None:
-        """Refuses a blend that can never fit.
+    def check(self, blends: Sequence[Sequence[VersionRecord]]) -> None:
+        """Refuses what one job asks for where it can never fit.
 
         Raises:
-            Incompatible: where its total rank in a layer group is above the largest or above the pool.
+            Incompatible: where a blend's total rank in a layer group is above the largest of a row, or that of all its
+                blends' adapters together is above the pool.
         """
+        together = {version.digest: version for blend in blends for version in blend}
         for name, group in self._groups.items():
-            rank = sum(self._ranks(version).get(name, 0) for version in versions)
-            room = min(self._max_rank, group.rows.size - 1)
-            if rank > room:
-                raise Incompatible("BLEND_TOO_LARGE", f"the blend has total rank {rank} in {name}, at most {room} fits")
+            ranks = [sum(self._ranks(version).get(name, 0) for version in blend) for blend in blends]
+            needed, room = sum(self._ranks(version).get(name, 0) for version in together.values()), group.rows.size - 1
+            for rank, most, what in (
+                (max(ranks), min(self._max_rank, room), "the blend has"),
+                (needed, room, "blend and negative_blend have"),
+            ):
+                if rank > most:
+                    raise Incompatible("BLEND_TOO_LARGE", f"{what} total rank {rank} in {name}, at most {most} fits")
 
     def request(self, versions: Sequence[VersionRecord]) -> "Future[Lease]":
         """A lease on these versions, once all of them have rows; all are loaded or none is.
