@@ -47,14 +47,15 @@ def adapters(base: Path, folder: Path, strength: float = 0.5) -> list[RandomAdap
 
 def random_request(dice: random.Random, seed: int) -> GenerationRequest:
     """Two or three steps to six; of one size, so that most share forwards."""
+    names = dice.sample(list(RANKS), dice.choice([0, 1, 1, 2, 2]))  # which the pool holds beside one another
     image = _picture(dice.randint(0, 3)) if dice.random() < 0.3 else None
     mask = _mask() if image is not None and dice.random() < 0.5 else None
     return GenerationRequest(
         prompt=dice.choice(_PROMPTS),
         negative_prompt=dice.choice(["", "", "a cat"]),
         text_mode=TextMode(clip_skip=dice.choice([0, 0, 1])),
-        blend=_blend(dice),
-        negative_blend=dice.choice([None, None, (), _blend(dice)]),
+        blend=_blend(dice, names),
+        negative_blend=dice.choice([None, None, (), _blend(dice, names[1:])]),
         sampler=dice.choice(list(Sampler)),
         steps=dice.randint(3, 6),
         guidance_scale=dice.choice([1.0, 2.0, 5.0]),
@@ -69,9 +70,7 @@ def random_request(dice: random.Random, seed: int) -> GenerationRequest:
     )
 
 
-def _blend(dice: random.Random) -> tuple[BlendEntry, ...]:
-    """Of none to two adapters, whose ranks the pool holds beside one another."""
-    names = dice.sample(list(RANKS), dice.choice([0, 1, 1, 2, 2]))
+def _blend(dice: random.Random, names: Sequence[str]) -> tuple[BlendEntry, ...]:
     return tuple(
         BlendEntry(
             name,
