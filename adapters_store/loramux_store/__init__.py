@@ -9,6 +9,7 @@ from loramux_store.layout import Layout, ModuleSpec, known_layout
 from loramux_store.record import (
     AcceptReport,
     AdapterRecord,
+    Embedding,
     InterpretOptions,
     MatchedModule,
     Page,
@@ -23,6 +24,7 @@ from loramux_store.upload import Upload
 __all__ = [
     "AcceptReport",
     "AdapterRecord",
+    "Embedding",
     "InterpretOptions",
     "Layout",
     "MatchedModule",

@@ -286,7 +286,7 @@ def _version(row: Any) -> VersionRecord:
         kind=row.kind,
         layout_name=row.layout_name,
         layout_digest=row.layout_digest,
-        rank=max(ranks.values()),
+        rank=max(ranks.values(), default=0),
         ranks=ranks,
         create_time=_time(row.create_us),
         report=report,

@@ -63,6 +63,13 @@ class Layout:
         present = {path.partition(".")[0] for path in self.modules}
         return tuple(name for name in COMPONENTS if name in present)
 
+    @cached_property
+    def text_widths(self) -> Mapping[str, int]:
+        """Width of a token's embedding, by text encoder."""
+        first = "text_model.encoder.layers.0.self_attn.q_proj"
+        found = {name: self.modules.get(f"{name}.{first}") for name in self.components}
+        return {name: spec.shape[1] for name, spec in found.items() if spec is not None}
+
     def __hash__(self) -> int:
         """By content, like equality."""
         return hash((self.name, self.digest))

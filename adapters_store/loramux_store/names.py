@@ -1,17 +1,20 @@
-"""Adapter names and references (`name`, `name@3`, `name@alias`).
+"""Adapter names, references (`name`, `name@3`, `name@alias`) and triggers.
 
-Takes text from outside; gives a checked name or Ref, or InvalidArgument. Knows no paths: a name
+Takes text from outside; gives a checked name, Ref or trigger, or InvalidArgument. Knows no paths: a name
 is data and never becomes one.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from loramux_store.errors import InvalidArgument
 
-__all__ = ["Ref", "check_name", "parse_ref"]
+__all__ = ["MAX_TRIGGER", "Ref", "check_name", "check_trigger", "parse_ref", "trigger_fault"]
+
+MAX_TRIGGER = 256
 
 # \Z, not $: $ would let a trailing newline through.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?\Z")
@@ -46,3 +49,22 @@ def parse_ref(ref: str) -> Ref:
     if _NAME.match(rest) and not rest[0].isdigit():
         return Ref(name, alias=rest)
     raise InvalidArgument("adapter", ref, "name, name@3 or name@alias")
+
+
+def trigger_fault(text: str) -> str | None:
+    """Why a text cannot stand for an embedding in a prompt, if it cannot."""
+    if not text or len(text) > MAX_TRIGGER:
+        return f"1 to {MAX_TRIGGER} characters"
+    if text == "*":  # what files say that were never given a name
+        return "something to find in a prompt"
+    if text != text.strip() or any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        return "no space at its ends and no control characters"
+    return None
+
+
+def check_trigger(text: str, field: str) -> str:
+    """The trigger in Unicode's normal form C, which tokenizers read prompts in."""
+    normal = unicodedata.normalize("NFC", text)
+    if fault := trigger_fault(normal):
+        raise InvalidArgument(field, text, fault)
+    return normal

@@ -13,6 +13,7 @@ from typing import Generic, Literal, TypeVar
 __all__ = [
     "AcceptReport",
     "AdapterRecord",
+    "Embedding",
     "InterpretOptions",
     "MatchedModule",
     "Page",
@@ -31,10 +32,12 @@ class InterpretOptions:
 
     peft_config: the text of a PEFT adapter_config.json, for files that do not carry it.
     alpha: alpha for modules whose file says none.
+    trigger: what stands for an embedding in a prompt; a version of kind `embedding` always has one.
     """
 
     peft_config: str | None = None
     alpha: float | None = None
+    trigger: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,17 @@ class MatchedModule:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """A textual inversion: in a prompt its trigger becomes so many vectors; widths: theirs, by text encoder."""
+
+    trigger: str
+    vectors: int
+    widths: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class AcceptReport:
-    """What was found in a file. A warning is `code: text`."""
+    """What was found in a file. A warning is `code: text`. embedding: where it is one; it touches no module."""
 
     layout_name: str
     layout_digest: str
@@ -79,11 +91,12 @@ class AcceptReport:
     matched: tuple[MatchedModule, ...]
     ignored: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    embedding: Embedding | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One immutable version."""
+    """One immutable version. kind: lora or embedding; an embedding has no ranks."""
 
     adapter: str
     number: int
@@ -98,6 +111,11 @@ class VersionRecord:
     create_time: datetime
     report: AcceptReport
     options: InterpretOptions = field(default_factory=InterpretOptions)
+
+    @property
+    def embedding(self) -> Embedding | None:
+        """What it is, where it is an embedding."""
+        return self.report.embedding
 
 
 @dataclass(frozen=True, slots=True)

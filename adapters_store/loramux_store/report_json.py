@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from loramux_store.errors import InvalidArgument
-from loramux_store.record import AcceptReport, InterpretOptions, MatchedModule
+from loramux_store.record import AcceptReport, Embedding, InterpretOptions, MatchedModule
 
 __all__ = [
     "options_from_json",
@@ -24,7 +24,7 @@ __all__ = [
 
 def report_to_json(report: AcceptReport) -> str:
     """Rows without field names: a report of 800 modules stays small."""
-    body = {
+    body: dict[str, object] = {
         "layout": [report.layout_name, report.layout_digest],
         "evidence": report.evidence,
         "family": report.family,
@@ -32,6 +32,9 @@ def report_to_json(report: AcceptReport) -> str:
         "ignored": report.ignored,
         "warnings": report.warnings,
     }
+    if report.embedding is not None:
+        found = report.embedding
+        body["embedding"] = [found.trigger, found.vectors, dict(found.widths)]
     return json.dumps(body, separators=(",", ":"), allow_nan=False)
 
 
@@ -46,6 +49,7 @@ def report_from_json(text: str) -> AcceptReport:
         matched=tuple(MatchedModule(*row) for row in body["matched"]),
         ignored=tuple((key, why) for key, why in body["ignored"]),
         warnings=tuple(body["warnings"]),
+        embedding=Embedding(*body["embedding"]) if "embedding" in body else None,
     )
 
 
@@ -66,13 +70,15 @@ def options_to_json(options: InterpretOptions) -> str:
         except (ValueError, RecursionError):
             raise InvalidArgument("options.peft_config", options.peft_config[:80], "a JSON object") from None
         body["peft_config"] = json.dumps(parsed, separators=(",", ":"))
+    if options.trigger is not None:
+        body["trigger"] = options.trigger
     return json.dumps(body, separators=(",", ":"), sort_keys=True)
 
 
 def options_from_json(text: str) -> InterpretOptions:
     """The inverse, up to canonical form."""
     body: dict[str, Any] = json.loads(text)
-    return InterpretOptions(peft_config=body.get("peft_config"), alpha=body.get("alpha"))
+    return InterpretOptions(body.get("peft_config"), body.get("alpha"), body.get("trigger"))
 
 
 def version_digest(blob_digest: str, options: InterpretOptions) -> str:

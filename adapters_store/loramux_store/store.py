@@ -9,24 +9,28 @@ scales -> compiled file -> blob -> catalog row. A crash leaves the version whole
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from loramux_store import compiled_embedding
 from loramux_store.blobs import READ_CHUNK, Shelf
 from loramux_store.catalog import Catalog, NewVersion
 from loramux_store.compiled_file import is_current
 from loramux_store.disk import Disk, free_bytes, refuse_network
 from loramux_store.errors import Closed, InvalidArgument, NotFound
+from loramux_store.formats.embedding import EmbeddingPlan, plan_embedding
 from loramux_store.formats.plan import Plan, make_plan
-from loramux_store.header import read_container
+from loramux_store.header import Container, read_container
 from loramux_store.layout import KNOWN_NAMES, Layout, known_layout, known_layouts
 from loramux_store.names import check_name, parse_ref
 from loramux_store.paging import check_page_size, read_token, write_token
 from loramux_store.record import (
+    AcceptReport,
     AdapterRecord,
+    InterpretOptions,
     Page,
     Published,
     StoreStats,
@@ -126,13 +130,16 @@ class Store:
     def _finish(self, upload: Upload) -> Published:
         spec = upload.spec
         plan = self._plan(upload.part, spec)
+        options, embedding = spec.options, plan.report.embedding
+        if embedding is not None:
+            options = replace(options, trigger=embedding.trigger)
         if spec.validate_only:
             warnings = _convert(plan, len)
-            return Published(None, _warned(plan, warnings).report, created=False)
-        digest = version_digest(upload.sha256, spec.options)
+            return Published(None, _warned(plan.report, warnings), created=False)
+        digest = version_digest(upload.sha256, options)
         compiled = self._shelf.new_part()
         try:
-            plan = _warned(plan, self._write_compiled(plan, compiled))
+            report = _warned(plan.report, self._write_compiled(plan, compiled))
             self._shelf.disk.sync(upload.handle)
             self._shelf.disk.publish(upload.part, self._shelf.blob(upload.sha256))
             target = self._shelf.compiled_file(plan.layout.digest, digest)
@@ -144,19 +151,19 @@ class Store:
             blob_digest=upload.sha256,
             size_bytes=upload.received,
             layout=plan.layout,
-            kind="lora",
-            options=options_to_json(spec.options),
-            report=report_to_json(plan.report),
+            kind="lora" if embedding is None else "embedding",
+            options=options_to_json(options),
+            report=report_to_json(report),
         )
         version, created = self._open_catalog().add_version(spec, new)
-        return Published(version, plan.report, created)
+        return Published(version, report, created)
 
-    def _plan(self, path: Path, spec: UploadSpec) -> Plan:
+    def _plan(self, path: Path, spec: UploadSpec) -> Plan | EmbeddingPlan:
         container = read_container(path, self._max_file_bytes)
         wanted = self.layout(spec.layout) if spec.layout is not None else None
-        return make_plan(container, spec.options, self.layouts(), wanted)
+        return _planned(container, spec.options, spec.name, self.layouts(), wanted)
 
-    def _write_compiled(self, plan: Plan, part: Path) -> tuple[str, ...]:
+    def _write_compiled(self, plan: Plan | EmbeddingPlan, part: Path) -> tuple[str, ...]:
         disk = self._shelf.disk
         with disk.create(part) as handle:
             warnings = _convert(plan, lambda data: disk.write(handle, data))
@@ -203,12 +210,12 @@ class Store:
     def compiled(self, version: VersionRecord) -> Path:
         """The compiled file of a version; made again from the blob if it is not as it should be."""
         path = self._shelf.compiled_file(version.layout_digest, version.digest)
-        if is_current(path, version.ranks):
+        if _is_current(path, version):
             return path
         layout = self.layout(version.layout_digest)
         blob = self._shelf.verified_blob(version.blob_digest)
         container = read_container(blob, max(self._max_file_bytes, version.size_bytes))
-        plan = make_plan(container, version.options, [layout], layout)
+        plan = _planned(container, version.options, version.adapter, [layout], layout)
         part = self._shelf.new_part()
         try:
             self._write_compiled(plan, part)
@@ -223,16 +230,33 @@ class Store:
         return self._catalog
 
 
-def _convert(plan: Plan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:
+def _planned(
+    container: Container, options: InterpretOptions, name: str, layouts: Sequence[Layout], wanted: Layout | None
+) -> Plan | EmbeddingPlan:
+    embedding = plan_embedding(container, options, name, layouts, wanted)
+    if embedding is not None:
+        return embedding
+    if options.trigger is not None:
+        raise InvalidArgument("options.trigger", options.trigger, "none: the file is no embedding")
+    return make_plan(container, options, layouts, wanted)
+
+
+def _convert(plan: Plan | EmbeddingPlan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:
     # here, not above: whoever only lists adapters does not pay for importing torch
     from loramux_store.formats.convert import convert
+    from loramux_store.formats.convert_embedding import convert_embedding
 
-    return convert(plan, sink)
+    return convert_embedding(plan, sink) if isinstance(plan, EmbeddingPlan) else convert(plan, sink)
 
 
-def _warned(plan: Plan, warnings: tuple[str, ...]) -> Plan:
-    report = replace(plan.report, warnings=(*plan.report.warnings, *warnings))
-    return replace(plan, report=report)
+def _is_current(path: Path, version: VersionRecord) -> bool:
+    if version.embedding is not None:
+        return compiled_embedding.is_current(path, version.embedding)
+    return is_current(path, version.ranks)
+
+
+def _warned(report: AcceptReport, warnings: tuple[str, ...]) -> AcceptReport:
+    return replace(report, warnings=(*report.warnings, *warnings))
 
 
 def _page(rows: list[T], size: int, listing: str, key: Callable[[T], str | int]) -> Page[T]:

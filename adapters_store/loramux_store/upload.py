@@ -24,7 +24,7 @@ from loramux_store.errors import (
     TooLarge,
 )
 from loramux_store.formats.peft_config import parse_config
-from loramux_store.names import check_name
+from loramux_store.names import check_name, check_trigger
 from loramux_store.record import Published, UploadSpec
 from loramux_store.report_json import options_to_json
 
@@ -134,7 +134,7 @@ class Upload:
 
 
 def check_spec(spec: UploadSpec) -> UploadSpec:
-    """The spec with its sha256 in lower case, if every field is what it should be."""
+    """The spec with its sha256 in lower case and its trigger normalised, if every field is what it should be."""
     check_name(spec.name)
     if spec.size_bytes is not None and spec.size_bytes < 0:
         raise InvalidArgument("size_bytes", spec.size_bytes, "0 or more")
@@ -147,6 +147,9 @@ def check_spec(spec: UploadSpec) -> UploadSpec:
             raise InvalidArgument("options.peft_config", "...", f"at most {_MAX_CONFIG} characters")
         parse_config(spec.options.peft_config)
     options_to_json(spec.options)
+    if spec.options.trigger is not None:
+        trigger = check_trigger(spec.options.trigger, "options.trigger")
+        spec = replace(spec, options=replace(spec.options, trigger=trigger))
     if spec.sha256 is None:
         return spec
     digest = spec.sha256.lower()

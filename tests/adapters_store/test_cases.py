@@ -79,16 +79,15 @@ CASES: dict[str, tuple[Callable[[], Tensors], str, str]] = {
         "whole model",
     ),
     "vae": (lambda: {"encoder.conv_in.weight": torch.ones(1)}, "unsupported_kind:vae", "VAE"),
-    "T2 SDXL embedding": (
-        lambda: {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)},
+    "an embedding beside a LoRA": (
+        lambda: good() | {"<cat>": torch.ones(24)},
         "unsupported_kind:embedding",
-        "clip_",
+        "file of its own",
     ),
-    "embedding by token": (lambda: {"<cat>": torch.ones(768)}, "unsupported_kind:embedding", "<cat>"),
-    "only bundled": (
-        lambda: {"bundle_emb.a.clip_l": torch.ones(1, 768)},
-        "unsupported_kind:embedding",
-        "bundle_emb",
+    "only a counter": (
+        lambda: {"text_model.embeddings.position_ids": torch.ones(77)},
+        "family_unknown",
+        "counters",
     ),
     "X8 XLabs": (
         lambda: {"double_blocks.0.processor.qkv_lora1.down.weight": torch.ones(1, 1)},

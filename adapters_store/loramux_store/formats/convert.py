@@ -1,7 +1,7 @@
 """A plan's tensors as canonical factors, streamed out one module at a time.
 
 Takes a Plan and a sink; gives the compiled file's bytes to the sink, and warnings. Refuses values
-that are not finite. Memory is bounded by the largest module. The only module that imports torch.
+that are not finite. Memory is bounded by the largest module. The only module here that imports torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loramux_store.errors import Refused
 from loramux_store.formats.plan import Plan, PlannedModule
 from loramux_store.header import TensorEntry
 
-__all__ = ["convert"]
+__all__ = ["Sink", "as_bytes", "convert", "read_float32"]
 
 Sink = Callable[[memoryview], object]
 
@@ -40,8 +40,8 @@ def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
         for module in plan.modules:
             a, b = _factors(handle, module)
             silent += not (a.any() and b.any())
-            sink(_bytes(a))
-            sink(_bytes(b))
+            sink(as_bytes(a))
+            sink(as_bytes(b))
     if silent == len(plan.modules):
         return ("all_zero: every module's B A is zero",)
     if silent:
@@ -51,10 +51,10 @@ def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
 
 def _factors(handle: BinaryIO, module: PlannedModule) -> tuple[Tensor, Tensor]:
     tensors, rank = module.raw.tensors, module.raw.rank
-    down = _read(handle, tensors["down"], module.path)
-    up = _read(handle, tensors["up"], module.path).reshape(-1, rank)
+    down = read_float32(handle, tensors["down"], module.path)
+    up = read_float32(handle, tensors["up"], module.path).reshape(-1, rank)
     if "mid" in tensors:
-        down = _fold_mid(_read(handle, tensors["mid"], module.path), down.reshape(rank, -1))
+        down = _fold_mid(read_float32(handle, tensors["mid"], module.path), down.reshape(rank, -1))
         _check_finite(down, tensors["mid"], module.path)
     if module.spec.kind == "conv2d":
         # (r, Cin, kh, kw) or (r, Cin) of a 1x1, to [kh][kw][Cin]
@@ -68,7 +68,7 @@ def _fold_mid(mid: Tensor, down: Tensor) -> Tensor:
     return torch.einsum("mnhw,ni->mihw", mid.double(), down.double()).float()
 
 
-def _read(handle: BinaryIO, entry: TensorEntry, module: str) -> Tensor:
+def read_float32(handle: BinaryIO, entry: TensorEntry, module: str) -> Tensor:
     """A tensor of the file in float32, all of it finite."""
     handle.seek(entry.begin)
     raw = bytearray(handle.read(entry.end - entry.begin))
@@ -88,5 +88,6 @@ def _check_finite(value: Tensor, entry: TensorEntry, module: str) -> None:
         )
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a contiguous tensor."""
     return memoryview(tensor.numpy().data).cast("B")

@@ -41,7 +41,6 @@ _WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
 )
 _NAMED_BY_STEM = ("lllite", "control_lora", "oft")
-_EMBEDDING = re.compile(r"\A(emb_params|clip_[lg]|string_to_param.*|text_encoders_[01]|<.+>)\Z")
 _MESSAGES = {
     "lllite": "a ControlNet-LLLite, which is no LoRA",
     "control_lora": "a control-LoRA, which is no LoRA",
@@ -49,7 +48,7 @@ _MESSAGES = {
     "full_checkpoint": "a whole model, not an adapter",
     "vae": "a VAE, not an adapter",
     "hypernetwork": "a hypernetwork, not a LoRA",
-    "embedding": "a textual inversion",
+    "embedding": "an embedding beside a LoRA: push it in a file of its own",
     "dora": "a DoRA: without its magnitudes it would be another adapter",
     "set_weight": "weights that overwrite the base's",
 }
@@ -74,8 +73,6 @@ def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[s
         names = tensors if kind in _NAMED_BY_STEM else unsorted
         if name := _first(pattern, names):
             raise _kind(kind, name)
-    if len(unsorted) == len(tensors) and (name := _embedding(tensors)):
-        raise _kind("embedding", name)
     if name := next((n for n in unsorted if n.startswith("<") and n.endswith(">")), None):
         raise _kind("embedding", name)
 
@@ -101,13 +98,3 @@ def _kind(kind: str, name: str) -> Refused:
 
 def _first(pattern: re.Pattern[str], names: Iterable[str]) -> str | None:
     return next((name for name in names if pattern.search(name)), None)
-
-
-def _embedding(tensors: Mapping[str, TensorEntry]) -> str | None:
-    if name := _first(_EMBEDDING, tensors):
-        return name
-    if len(tensors) == 1:
-        entry = next(iter(tensors.values()))
-        if len(entry.shape) in (1, 2) and entry.shape[-1] in (768, 1024, 1280):
-            return entry.name
-    return None

@@ -60,8 +60,8 @@ def read_contents(container: Container) -> Contents:
         _refuse_unknown(unknown, anything_known=bool(keys))
     if not keys:
         raise Refused(
-            "unsupported_kind:embedding",
-            "bundled embeddings and no LoRA; embeddings are not accepted yet",
+            "family_unknown",
+            "the file holds nothing but counters of a text encoder",
             {"key": names[0]},
         )
     _check_infix(keys)
@@ -72,7 +72,7 @@ def read_contents(container: Container) -> Contents:
 
 def _ignorable(name: str) -> str:
     if name.startswith("bundle_emb."):
-        return "a bundled embedding; embeddings are not accepted yet"
+        return "a bundled embedding: push it in a file of its own"
     if name.endswith(("position_ids", "position_ids.weight")):
         return "a counter of the text encoder, no weight"
     return ""

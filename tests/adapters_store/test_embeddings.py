@@ -1,0 +1,194 @@
+"""Embedding files in the forms people have: what becomes of them, and what is refused (formats.md 4.6, by its ids)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import adapter_files as af
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loramux_store import Embedding, InterpretOptions, Published, Store, UploadSpec, known_layout
+from loramux_store.errors import InvalidArgument, Refused
+
+Tensors = dict[str, Tensor]
+ONE, PAIR = {"text_encoder": 24}, {"text_encoder": 24, "text_encoder_2": 40}
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def publish(store: Store, folder: Path, tensors: Tensors, name: str = "cat-toy", **said: object) -> Published:
+    trigger = said.pop("trigger", None)
+    options = InterpretOptions(trigger=str(trigger)) if trigger is not None else InterpretOptions()
+    file = af.write(folder / "a.safetensors", tensors)
+    return store.publish(file, UploadSpec(name, options=options, **said))  # type: ignore[arg-type]
+
+
+V, W = drawn(3, 24), drawn(3, 40, seed=1)
+FORMS: dict[str, tuple[Tensors, str, str, Embedding]] = {
+    "kohya": ({"emb_params": V}, "toy_sd1", "emb_params", Embedding("cat-toy", 3, ONE)),
+    "A1111": ({"string_to_param.*": V}, "toy_sd1", "string_to_param", Embedding("cat-toy", 3, ONE)),
+    "A1111 with a token": ({"string_to_param.dog": V}, "toy_sd1", "string_to_param", Embedding("dog", 3, ONE)),
+    "diffusers": ({"<cat> toy": V}, "toy_sd1", "diffusers", Embedding("<cat> toy", 3, ONE)),
+    "one vector": ({"<cat>": drawn(24)}, "toy_sd1", "diffusers", Embedding("<cat>", 1, ONE)),
+    "another width": ({"word": drawn(32)}, "toy_sd2", "diffusers", Embedding("word", 1, {"text_encoder": 32})),
+    "SDXL": ({"clip_g": W, "clip_l": V}, "toy_sdxl", "clip", Embedding("cat-toy", 3, PAIR)),
+    "pivotal": (
+        {"text_encoders_0": V, "text_encoders_1": W}, "toy_sdxl", "clip", Embedding("cat-toy", 3, PAIR)
+    ),
+    "clip_l alone": ({"clip_l": V}, "toy_sd1", "clip", Embedding("cat-toy", 3, ONE)),
+    "bundle": (
+        {"bundle_emb.ema yasuhara. jr.clip_l": V, "bundle_emb.ema yasuhara. jr.clip_g": W},
+        "toy_sdxl", "bundle", Embedding("ema yasuhara. jr", 3, PAIR),
+    ),
+    "bundled A1111": (
+        {"bundle_emb.ema.string_to_param.*": V}, "toy_sd1", "bundle", Embedding("ema", 3, ONE)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(store: Store, tmp_path: Path, form: str) -> None:
+    tensors, layout, family, embedding = FORMS[form]
+    published = publish(store, tmp_path, tensors)
+    version = published.version
+    assert version is not None and (version.kind, version.rank, version.ranks) == ("embedding", 0, {})
+    assert version.layout_name == published.report.layout_name == layout
+    assert published.report.family == family and published.report.warnings == ()
+    assert version.embedding == published.report.embedding == embedding
+    assert version.options.trigger == embedding.trigger
+    compiled = load_file(store.compiled(version))
+    assert {name: list(vectors.shape) for name, vectors in compiled.items()} == {
+        name: [embedding.vectors, width] for name, width in embedding.widths.items()
+    }
+    source = {entry.shape[-1]: entry.reshape(-1, entry.shape[-1]) for entry in tensors.values()}
+    assert all(torch.equal(vectors, source[vectors.shape[-1]]) for vectors in compiled.values())
+
+
+@pytest.mark.parametrize("name,shape", [("sd1", (2, 768)), ("sd2", (2, 1024))])
+def test_real_widths(store: Store, tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    assert publish(store, tmp_path, {"emb_params": drawn(*shape)}).report.layout_name == name
+
+
+def test_a_real_pair(store: Store, tmp_path: Path) -> None:
+    """T2."""
+    report = publish(store, tmp_path, {"clip_l": drawn(2, 768), "clip_g": drawn(2, 1280)}).report
+    assert report.layout_digest == known_layout("sdxl").digest
+
+
+@pytest.mark.parametrize("dtype", af.DTYPES.values(), ids=str)
+def test_every_dtype_becomes_float32(store: Store, tmp_path: Path, dtype: torch.dtype) -> None:
+    vectors = drawn(2, 24, dtype=dtype)
+    version = publish(store, tmp_path, {"emb_params": vectors}).version
+    assert version is not None
+    assert torch.equal(load_file(store.compiled(version))["text_encoder"], vectors.float())
+
+
+REFUSED: dict[str, tuple[Callable[[], Tensors], str, str]] = {
+    "T10 mislabelled": (lambda: {"clip_g": drawn(4, 768), "t5": drawn(4, 4096)}, "ti_bad_width", "'t5' [4, 4096]"),
+    "T14 halves disagree": (lambda: {"clip_l": drawn(2, 24), "clip_g": drawn(3, 40)}, "ti_len_mismatch", "holds 3"),
+    "clip_g alone": (lambda: {"clip_g": drawn(2, 1280)}, "ti_bad_width", "'clip_g' [2, 1280]"),
+    "no such width": (lambda: {"emb_params": drawn(2, 512)}, "ti_bad_width", "768 (sd1); 1024 (sd2)"),
+    "in brackets, no such width": (lambda: {"<a>": drawn(7)}, "ti_bad_width", "'<a>' [7]"),
+    "76 vectors": (lambda: {"emb_params": drawn(76, 24)}, "ti_too_many_vectors", "holds 76"),
+    "none": (lambda: {"emb_params": drawn(0, 24)}, "shape_mismatch", "[0, 24]"),
+    "three axes": (lambda: {"emb_params": drawn(1, 2, 24)}, "shape_mismatch", "[1, 2, 24]"),
+    "integers": (lambda: {"emb_params": torch.ones(1, 24, dtype=torch.int32)}, "unsupported_dtype", "I32"),
+    "NaN": (lambda: {"emb_params": torch.full((1, 24), float("nan"))}, "non_finite", "emb_params"),
+    "inf in one of a pair": (
+        lambda: {"clip_l": drawn(1, 24), "clip_g": torch.full((1, 40), float("inf"))}, "non_finite", "clip_g"
+    ),
+    "two tokens": (lambda: {"<a>": drawn(24), "<b>": drawn(24)}, "ti_several_tokens", "'<a>', '<b>'"),
+    "two bundled": (
+        lambda: {"bundle_emb.a.emb_params": drawn(1, 24), "bundle_emb.b.emb_params": drawn(1, 24)},
+        "ti_several_tokens", "'a', 'b'",
+    ),
+    "twice for one encoder": (
+        lambda: {"clip_l": drawn(1, 24), "emb_params": drawn(1, 24)}, "duplicate_module", "text_encoder"
+    ),
+    "a stray key": (lambda: {"clip_l": drawn(1, 24), "other": drawn(1)}, "unknown_keys", "other"),
+    "an unknown bundle": (lambda: {"bundle_emb.a.what": drawn(1, 24)}, "unknown_keys", "what"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(store: Store, tmp_path: Path, case: str) -> None:
+    make, reason, said = REFUSED[case]
+    with pytest.raises(Refused) as caught:
+        publish(store, tmp_path, make())
+    assert caught.value.reason == reason and said in f"{caught.value} {caught.value.detail}", str(caught.value)
+    assert "key" in caught.value.detail
+    assert store.stats().blobs == 0 and not list((tmp_path / "store").rglob("*.part"))
+
+
+def test_another_family_than_said_is_refused(store: Store, tmp_path: Path) -> None:
+    """T4."""
+    with pytest.raises(Refused) as caught:
+        publish(store, tmp_path, {"emb_params": V}, layout="toy_sd2")
+    assert caught.value.reason == "family_mismatch" and caught.value.detail["got"] == "toy_sd1"
+
+
+def test_layouts_of_equal_text_encoders_leave_nothing_open(store: Store, tmp_path: Path) -> None:
+    wide = af.toy_layout("wide", af.UNetConfig((16, 32, 32, 32), (1, 1, 1, 0), 1, 24, False),
+                         text_encoder=af.TextEncoderConfig(24, 96, 3))  # fmt: skip
+    store.register_layout(wide)
+    found = publish(store, tmp_path, {"emb_params": V}).report
+    assert found.layout_name in ("toy_sd1", "wide") and "too" in found.evidence[1]
+    said = publish(store, tmp_path, {"emb_params": V}, layout="wide").report
+    assert said.layout_name == "wide" and "toy_sd1" in said.evidence[1]
+
+
+def test_the_trigger_is_part_of_the_digest(store: Store, tmp_path: Path) -> None:
+    one, same, other, named = (
+        publish(store, tmp_path, {"<cat>": V}, name, trigger=trigger).version
+        for name, trigger in (("a", None), ("a", "<cat>"), ("a", "<dog>"), ("b", "<cat>"))
+    )
+    assert one is not None and same is not None and other is not None and named is not None
+    assert [each.number for each in (one, same, other, named)] == [1, 1, 2, 1]
+    assert one.digest == named.digest != other.digest
+    by_name = [publish(store, tmp_path, {"emb_params": V}, name).version for name in ("c", "d")]
+    assert len({version.digest for version in by_name if version is not None}) == 2
+
+
+def test_a_trigger_is_normalised_and_outlives_a_restart(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        store.register_layout(af.TOY_SD1)
+        published = publish(store, tmp_path, {"emb_params": V}, trigger="cafe\u0301")
+    with Store.open(tmp_path / "store") as store:
+        version = store.get_adapter("cat-toy").latest_version
+        assert version == published.version
+        assert version.embedding is not None and version.embedding.trigger == "caf\u00e9"
+        file = store.compiled(version)
+        for damage in (b"", file.read_bytes()[:-4]):
+            file.write_bytes(damage)
+            assert torch.equal(load_file(store.compiled(version))["text_encoder"], V)
+
+
+@pytest.mark.parametrize("trigger", ["", " cat", "cat ", "a\0b", "a\nb", "*", "x" * 257])
+def test_unusable_triggers(store: Store, tmp_path: Path, trigger: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        publish(store, tmp_path, {"emb_params": V}, trigger=trigger)
+    assert caught.value.field == "options.trigger"
+
+
+def test_an_unusable_token_of_the_file_gives_way_to_the_name(store: Store, tmp_path: Path) -> None:
+    report = publish(store, tmp_path, {"string_to_param." + "x" * 300: V}).report
+    assert report.embedding is not None and report.embedding.trigger == "cat-toy"
+    assert "no usable trigger" in report.warnings[0]
+
+
+def test_options_of_the_other_kind_are_refused(store: Store, tmp_path: Path) -> None:
+    lora = af.kohya_tensors(af.factors(af.TOY_SD1, rank=1))
+    with pytest.raises(InvalidArgument, match=r"options\.trigger: got 'x', expected none"):
+        publish(store, tmp_path, lora, trigger="x")
+    file = af.write(tmp_path / "a.safetensors", {"emb_params": V})
+    with pytest.raises(InvalidArgument, match=r"options\.alpha"):
+        store.publish(file, UploadSpec("x", options=InterpretOptions(alpha=1.0)))
+
+
+def test_zeros_are_warned_of(store: Store, tmp_path: Path) -> None:
+    (warning,) = publish(store, tmp_path, {"emb_params": torch.zeros(2, 24)}).report.warnings
+    assert warning.startswith("all_zero")
