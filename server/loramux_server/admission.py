@@ -7,11 +7,11 @@ It reads the catalog and decodes images, so it does not belong on the event loop
 import math
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from loramux_server import images
+from loramux_server import embeddings, images
 from loramux_server.errors import Incompatible, InvalidRequest, Violation
 from loramux_server.images import Brought
 from loramux_server.requests import (
@@ -19,6 +19,7 @@ from loramux_server.requests import (
     GenerationRequest,
     Job,
     PartWeights,
+    Prompt,
     Sampler,
     Sampling,
     SchedulePoint,
@@ -49,7 +50,7 @@ class BaseFacts:
     """What admission needs of the base. side, size_multiple, min_side and max_side in pixels.
 
     inpainting: whether its UNet sees an image and a mask beside the latents.
-    guidance_embedded: the guidance scale is an input of the UNet; text_encoders: their components.
+    guidance_embedded: the guidance scale is an input of the UNet; text_widths: of token embeddings, by text encoder.
     """
 
     name: str
@@ -68,14 +69,15 @@ class BaseFacts:
     family: str = "sd1"
     distilled: str = ""
     guidance_embedded: bool = False
-    text_encoders: tuple[str, ...] = ("text_encoder",)
+    text_widths: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Admission:
     """Turns requests into jobs.
 
     check_blends: refuses versions that can never fit beside one another; check_sampling: what a sampler cannot do on
-    this base; check_prompts: what is wrong with prompts by field; blocks: of the base's UNet.
+    this base; check_prompts: what is wrong with prompts by field, and embeddings that none of them calls; blocks: of
+    the base's UNet.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Admission:
         base: BaseFacts,
         check_blends: Callable[[Sequence[Sequence[VersionRecord]]], None],
         check_sampling: Callable[[Sampling], Sequence[Violation]],
-        check_prompts: Callable[[dict[str, str], TextMode], Sequence[Violation]],
+        check_prompts: Callable[[Sequence[Prompt], TextMode], Sequence[Violation]],
         blocks: Collection[str],
     ) -> None:
         self._store = store
@@ -108,13 +110,11 @@ class Admission:
             *_violations(request, job, self.base, self._blocks),
             *_drawn_over(request, job, brought, self.base),
         ]
-        if not violations:
-            prompts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
-            violations = [*self._check_sampling(job.sampling), *self._check_prompts(prompts, job.text_mode)]
-        if violations:
-            raise InvalidRequest(tuple(violations))
+        _refuse(violations)
         blend = self._resolved("blend", request.blend)
         negative = None if request.negative_blend is None else self._resolved("negative_blend", request.negative_blend)
+        prompts = _prompts(job, blend, negative)
+        _refuse([*self._check_sampling(job.sampling), *self._check_prompts(prompts, job.text_mode)])
         if not job.guided:
             negative = None  # there is no row that it could act in
         self._check_blends([[weighted.version for weighted in each] for each in (blend, negative or ())])
@@ -124,6 +124,7 @@ class Admission:
     def _resolved(self, field: str, entries: Sequence[BlendEntry]) -> tuple[Weighted, ...]:
         blend = tuple(self._weighted(entry) for entry in entries)
         _refuse_twice(field, blend)
+        _refuse(embeddings.violations(field, blend))
         return blend
 
     def _settle(self, request: GenerationRequest, brought: Brought) -> Job:
@@ -157,7 +158,7 @@ class Admission:
 
     def _weighted(self, entry: BlendEntry) -> Weighted:
         version = self._store.resolve(entry.adapter)
-        if version.layout_digest != self.base.layout_digest:
+        if not self._fits(version):
             raise Incompatible(
                 "LAYOUT_MISMATCH",
                 f"adapter {entry.adapter} is for the layout {version.layout_name}, "
@@ -167,6 +168,23 @@ class Admission:
         if weight is None:
             weight = _either(self._store.get_adapter(version.adapter).default_weight, 1.0)
         return Weighted(version, weight, entry.parts, entry.schedule)
+
+    def _fits(self, version: VersionRecord) -> bool:
+        """Of the layout only the text encoders' widths matter to an embedding."""
+        if version.embedding is not None:
+            return version.embedding.widths == self.base.text_widths
+        return version.layout_digest == self.base.layout_digest
+
+
+def _refuse(violations: Sequence[Violation]) -> None:
+    if violations:
+        raise InvalidRequest(tuple(violations))
+
+
+def _prompts(job: Job, blend: tuple[Weighted, ...], negative: tuple[Weighted, ...] | None) -> tuple[Prompt, ...]:
+    """Both texts, each with the blend of its row."""
+    of_negative = ("blend", blend) if negative is None else ("negative_blend", negative)
+    return Prompt("prompt", job.prompt, "blend", blend), Prompt("negative_prompt", job.negative_prompt, *of_negative)
 
 
 def _either(value: T | None, default: T) -> T:
@@ -234,7 +252,7 @@ def _parts(where: str, parts: PartWeights, base: BaseFacts, blocks: Collection[s
         _weight(f"{where}.text_encoder", parts.text_encoder),
         _weight(f"{where}.text_encoder_2", parts.text_encoder_2),
     ]
-    if parts.text_encoder_2 != 1 and "text_encoder_2" not in base.text_encoders:
+    if parts.text_encoder_2 != 1 and "text_encoder_2" not in base.text_widths:
         found.append(Violation(f"{where}.text_encoder_2", "is given, this base has one text encoder"))
     for block, factor in parts.blocks:
         found.append(_weight(f"{where}.blocks[{block}]", factor))

@@ -253,7 +253,7 @@ def _facts(engine: Engine, layout: Layout, settings: Settings) -> BaseFacts:
         family=base.family,
         distilled=base.distilled,
         guidance_embedded=base.guidance_width is not None,
-        text_encoders=tuple(encoder.name for encoder in base.text_encoders),
+        text_widths=layout.text_widths,
     )
 
 

@@ -155,6 +155,20 @@ class Weighted:
     parts: PartWeights = PartWeights()
     schedule: tuple[SchedulePoint, ...] = ()
 
+    def in_text_encoder(self, name: str) -> float:
+        """The weight in a text encoder, by its component."""
+        return self.weight * self.parts.of_text_encoder(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text of a request with the blend that it is read with, and the names of both fields."""
+
+    field: str
+    text: str
+    blend_field: str
+    blend: tuple[Weighted, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -2,20 +2,33 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_kernels.pool import RowAllocator
 from loramux_server.engine import adapter_cache
 from loramux_server.engine.adapter_cache import HITS_PAST, LOADS_PAST, AdapterCache, Lease
+from loramux_server.errors import PictureFailed
 from loramux_server.metrics import Metrics
+from loramux_store.record import Embedding
+
+
+def version(name: str, rank: int) -> Any:
+    return SimpleNamespace(digest=name, adapter=name, number=1, ranks={"p": rank}, embedding=None)
+
+
+def embedding(name: str) -> Any:
+    """Of 3 vectors of width 8: 96 bytes."""
+    found = Embedding(name, 3, {"text_encoder": 8})
+    return SimpleNamespace(digest=name, adapter=name, number=1, ranks={}, embedding=found)
 
 
 class Pool:
@@ -23,13 +36,13 @@ class Pool:
 
     def __init__(self, rows: int) -> None:
         group = SimpleNamespace(name="g", rows=RowAllocator(rows + 1), layers={"p": None}, write=lambda *_: None)
-        self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics(), 512)
+        self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics(), 512, torch.device("cpu"))
 
     def ask(self, **ranks: int) -> "Future[Lease]":
-        versions = [
-            SimpleNamespace(digest=name, adapter=name, number=1, ranks={"p": rank}) for name, rank in ranks.items()
-        ]
-        future = self.cache.request(cast("Any", versions))
+        return self.ask_for(version(name, rank) for name, rank in ranks.items())
+
+    def ask_for(self, versions: Iterable[Any]) -> "Future[Lease]":
+        future = self.cache.request(list(versions))
         self.settle()
         return future
 
@@ -102,9 +115,8 @@ def test_one_that_is_still_being_read_is_passed_by_any_number(pool: Pool, monkey
         return {}
 
     monkeypatch.setattr(adapter_cache, "_read", slowly)
-    slow = pool.cache.request(cast("Any", [SimpleNamespace(digest="slow", adapter="slow", number=1, ranks={"p": 4})]))
-    there = SimpleNamespace(digest="there", adapter="there", number=1, ranks={"p": 4})
-    assert all(pool.cache.request(cast("Any", [there])).done() for _ in range(2 * HITS_PAST))
+    slow = pool.cache.request([version("slow", 4)])
+    assert all(pool.cache.request([version("there", 4)]).done() for _ in range(2 * HITS_PAST))
     opened.set()
     slow.result(20)
 
@@ -117,6 +129,39 @@ def test_nothing_is_read_for_a_blend_that_does_not_fit_yet(pool: Pool, monkeypat
     assert not large.done() and read == []
     pool.release(running)
     assert large.done() and len(read) == 2
+
+
+def test_embeddings_have_a_bound_of_their_own(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is put out for the other, and one that is in use is not put out at all."""
+    read: list[str] = []
+    monkeypatch.setattr(adapter_cache, "VECTOR_BYTES", 2 * 96)
+    monkeypatch.setattr(pool.cache, "_compiled", lambda version: Path(version.digest))
+    monkeypatch.setattr(
+        adapter_cache, "_read_vectors", lambda file, _: read.append(str(file)) or {"text_encoder": torch.ones(3, 8)}
+    )
+    rows = pool.ask(lora=16)
+    one, two = pool.ask_for([embedding("one")]), pool.ask_for([embedding("two")])
+    assert list(one.result(0).vectors) == ["one"] and one.result(0).rows == {}
+    waiting = pool.ask_for([embedding("three"), version("lora", 16)])
+    assert not waiting.done() and read == ["one", "two"]
+    pool.release(two)
+    assert waiting.done() and read == ["one", "two", "three"]
+    assert list(waiting.result(0).rows) == ["lora"] and list(waiting.result(0).vectors) == ["three"]
+    for lease in (rows, one, waiting):
+        pool.release(lease)
+    again = pool.ask_for([embedding("three"), embedding("one")])
+    assert again.done() and read == ["one", "two", "three"]
+    pool.release(again)
+    pool.ask(other=16)
+    assert pool.ask_for([embedding("three")]).done() and len(read) == 3, "no vectors were put out for rows"
+    pool.cache.evict_unused()
+    assert pool.cache._vector_bytes == 96 and list(pool.cache._resident) == ["other", "three"]
+
+
+def test_an_embedding_that_cannot_be_read_leaves_nothing(pool: Pool) -> None:
+    failing = pool.ask_for([embedding("one")])
+    assert isinstance(failing.exception(0), PictureFailed)
+    assert pool.cache._vector_bytes == 0 and not pool.cache._resident
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,7 +1,7 @@
-"""Which adapters have rank rows on the device: loading, counting users, evicting.
+"""Which adapters are on the device: loading, counting users, evicting.
 
-Takes versions of the store; gives leases that hold their row numbers until released. It reads compiled
-files and writes pool rows on a thread of its own, so that loading never holds up a tick. It knows no
+Takes versions of the store; gives leases that hold their row numbers, or the vectors of embeddings, until released. It
+reads compiled files and writes pool rows on a thread of its own, so that loading never holds up a tick. It knows no
 request and no queue.
 """
 
@@ -16,11 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from loramux_kernels import PoolFull
-from loramux_server.engine.blends import Rows
+from loramux_server.engine.blends import Rows, Vectors
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.errors import Incompatible, PictureFailed
 from loramux_server.metrics import Metrics
@@ -34,6 +35,9 @@ HITS_PAST = 64
 """Jobs that pass one that waits for room before all others wait behind it. Larger, because it holds up jobs that could
 run: only where the same adapters are in use without a break does it come to that."""
 
+VECTOR_BYTES = 64 << 20
+"""For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit."""
+
 _log = logging.getLogger(__name__)
 
 Factors = dict[str, tuple[Tensor, Tensor, float]]
@@ -42,15 +46,23 @@ Factors = dict[str, tuple[Tensor, Tensor, float]]
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Adapters kept on the device for one job: rows by digest. Given back with `AdapterCache.release`."""
+    """Adapters kept on the device for one job: rows and vectors by digest. Given back with `AdapterCache.release`."""
 
     rows: Mapping[str, Rows]
+    vectors: Mapping[str, Vectors]
 
 
 @dataclass(slots=True)
 class _Resident:
+    """What one version has on the device: an embedding vectors, others rows."""
+
     rows: dict[str, tuple[int, ...]]
+    vectors: Vectors
     users: int = 0
+
+    @property
+    def vector_bytes(self) -> int:
+        return sum(each.nbytes for each in self.vectors.values())
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +82,10 @@ class AdapterCache:
     passed. The first in line is not passed for ever: after LOADS_PAST later jobs nothing more is loaded before it, and
     after HITS_PAST it is the next of all, so that adapters in steady use come free.
 
-    compiled: gives the compiled file of a version (the store's `compiled`); max_rank: of a batch row in a layer group.
+    Rows and vectors have a bound each: an adapter is put out only for one that needs what it holds.
+
+    compiled: gives the compiled file of a version (the store's `compiled`); max_rank: of a batch row in a layer group;
+    device: where vectors are kept.
     """
 
     def __init__(
@@ -79,11 +94,14 @@ class AdapterCache:
         compiled: Callable[[VersionRecord], Path],
         metrics: Metrics,
         max_rank: int,
+        device: torch.device,
     ) -> None:
         self._groups = groups
         self._compiled = compiled
         self._metrics = metrics
         self._max_rank = max_rank
+        self._device = device
+        self._vector_bytes = 0
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
         self._line: list[_Wanted] = []
@@ -129,7 +147,7 @@ class AdapterCache:
     def release(self, lease: Lease) -> None:
         """Gives a lease back; jobs that wait for room are tried again."""
         with self._lock:
-            for digest in lease.rows:
+            for digest in (*lease.rows, *lease.vectors):
                 self._resident[digest].users -= 1
         self._wake()
 
@@ -137,7 +155,7 @@ class AdapterCache:
         """Puts out every adapter that no job uses."""
         with self._lock, suppress(PoolFull):
             while True:
-                self._evict()
+                self._evict(lambda _: True)
 
     def close(self) -> None:
         """Ends the loader's thread."""
@@ -165,10 +183,12 @@ class AdapterCache:
     def _fits(self, wanted: _Wanted) -> bool:
         """Whether its adapters find room beside those in use. Call with the lock held."""
         missing = [ranks for digest, ranks in wanted.ranks.items() if digest not in self._resident]
-        spare = [r.rows for digest, r in self._resident.items() if r.users == 0 and digest not in wanted.ranks]
-        return all(
+        spare = [r for digest, r in self._resident.items() if r.users == 0 and digest not in wanted.ranks]
+        vectors = {v.digest: _vector_bytes(v) for v in wanted.versions if v.digest not in self._resident}
+        in_use = self._vector_bytes - sum(resident.vector_bytes for resident in spare)
+        return sum(vectors.values()) + in_use <= VECTOR_BYTES and all(
             sum(ranks.get(name, 0) for ranks in missing)
-            <= group.rows.free + sum(len(rows.get(name, ())) for rows in spare)
+            <= group.rows.free + sum(len(resident.rows.get(name, ())) for resident in spare)
             for name, group in self._groups.items()
         )
 
@@ -180,14 +200,16 @@ class AdapterCache:
             if ahead.passed is not None:
                 ahead.passed += 1
         del self._line[place]
-        rows: dict[str, Rows] = {}
+        granted: dict[str, _Resident] = {}
         for version in wanted.versions:
             resident = self._resident[version.digest]
-            if version.digest not in rows:
-                resident.users += 1
-            rows[version.digest] = resident.rows
+            resident.users += version.digest not in granted
+            granted[version.digest] = resident
             self._resident.move_to_end(version.digest)
-        return Lease(rows)
+        return Lease(
+            {digest: resident.rows for digest, resident in granted.items() if not resident.vectors},
+            {digest: resident.vectors for digest, resident in granted.items() if resident.vectors},
+        )
 
     def _hand_over(self, wanted: _Wanted, lease: Lease) -> None:
         """Call without the lock: the future's callbacks may call back into the cache."""
@@ -252,51 +274,69 @@ class AdapterCache:
                     resident.users -= 1
 
     def _hold(self, version: VersionRecord) -> _Resident:
-        """The version's rows, loaded if need be, with one user more so that they stay."""
+        """The version on the device, loaded if need be, with one user more so that it stays."""
         with self._lock:
             resident = self._resident.get(version.digest)
             if resident is not None:
                 resident.users += 1
                 self._metrics.cache_hits.labels("device").inc()
                 return resident
-            rows = self._take(self._ranks(version))
+            rows = self._take(version)
         started = time.monotonic()
         self._metrics.cache_misses.labels("device").inc()
         try:
-            self._write(rows, _read(self._compiled(version)))
+            vectors = self._bring(version, rows)
         except BaseException:
             with self._lock:
-                self._give_back(rows)
+                self._give_back(rows, _vector_bytes(version))
             raise
-        resident = _Resident(rows, users=1)
+        resident = _Resident(rows, vectors, users=1)
         with self._lock:
             self._resident[version.digest] = resident
             self._metrics.resident.labels("device").set(len(self._resident))
         self._metrics.load_seconds.observe(time.monotonic() - started)
         return resident
 
-    def _write(self, rows: Rows, factors: Factors) -> None:
+    def _bring(self, version: VersionRecord, rows: Rows) -> Vectors:
+        """Reads the compiled file: an embedding's vectors onto the device, others' factors into their rows."""
+        file = self._compiled(version)
+        if version.embedding is not None:
+            return _read_vectors(file, self._device)
+        factors = _read(file)
         for name, numbers in rows.items():
             self._groups[name].write(numbers, {p: f for p, f in factors.items() if self._group_of[p] == name})
+        return {}
 
-    def _give_back(self, rows: Rows) -> None:
+    def _give_back(self, rows: Rows, vector_bytes: int) -> None:
         for name, numbers in rows.items():
             self._groups[name].rows.give_back(numbers)
+        self._vector_bytes -= vector_bytes
 
-    def _take(self, ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """Row numbers in every group, evicting unused versions until they fit; all or none."""
+    def _take(self, version: VersionRecord) -> dict[str, tuple[int, ...]]:
+        """Row numbers in every group and room for vectors, evicting unused versions until they fit; all or none."""
+        ranks, vector_bytes = self._ranks(version), _vector_bytes(version)
         while any(self._groups[name].rows.free < rank for name, rank in ranks.items()):
-            self._evict()
+            self._evict(lambda resident: bool(resident.rows))
+        while self._vector_bytes + vector_bytes > VECTOR_BYTES:
+            self._evict(lambda resident: bool(resident.vectors))
+        self._vector_bytes += vector_bytes
         return {name: self._groups[name].rows.take(rank) for name, rank in ranks.items()}
 
-    def _evict(self) -> None:
+    def _evict(self, holding: Callable[[_Resident], bool]) -> None:
+        """Puts out the one of these that was not used for longest."""
         for digest, resident in self._resident.items():
-            if resident.users == 0:
+            if resident.users == 0 and holding(resident):
                 del self._resident[digest]
-                self._give_back(resident.rows)
+                self._give_back(resident.rows, resident.vector_bytes)
                 self._metrics.cache_evictions.labels("device").inc()
                 return
         raise PoolFull(1, 0)
+
+
+def _vector_bytes(version: VersionRecord) -> int:
+    """Of an embedding's vectors in fp32; 0 of others."""
+    embedding = version.embedding
+    return 0 if embedding is None else 4 * embedding.vectors * sum(embedding.widths.values())
 
 
 def _told(error: Exception, versions: Sequence[VersionRecord]) -> Exception:
@@ -306,6 +346,10 @@ def _told(error: Exception, versions: Sequence[VersionRecord]) -> Exception:
     _log.error("an adapter could not be loaded", exc_info=error)
     names = ", ".join(f"{version.adapter}@{version.number}" for version in versions)
     return PictureFailed(f"one of {names} could not be loaded: {type(error).__name__}")
+
+
+def _read_vectors(file: Path, device: torch.device) -> Vectors:
+    return {encoder: each.to(device) for encoder, each in load(file.read_bytes()).items()}
 
 
 def _read(file: Path) -> Factors:

@@ -1,7 +1,7 @@
 """What a picture's blend adds at a moment: rank rows and scales by layer group and block of the UNet.
 
-Takes resolved adapters with their row numbers and how far the picture is; gives entries for the tables. It knows no
-tensors, no layers and no queue.
+Takes resolved adapters with their row numbers and how far the picture is; gives entries for the tables. The vectors of
+embeddings it hands on as they are. It knows no layers and no queue.
 
 A scale is the product of the adapter's weight, its factor for the model, its factor for the block and its schedule at
 this progress. Rank rows of scale zero are left out, so an adapter costs nothing while it is off.
@@ -10,6 +10,8 @@ this progress. Rank rows of scale zero are left out, so an adapter costs nothing
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from loramux_kernels import Entries
 from loramux_server.requests import SchedulePoint, Weighted
@@ -24,11 +26,16 @@ Rows = Mapping[str, tuple[int, ...]]
 """Row numbers of one adapter by layer group."""
 
 
+Vectors = Mapping[str, Tensor]
+"""Of one embedding: [n, width] in fp32 by text encoder."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedBlend:
-    """A resolved blend with the rows of its adapters."""
+    """A resolved blend with the rows of its adapters; embeddings have none and stand apart, with their vectors."""
 
     adapters: tuple[tuple[Weighted, Rows], ...]
+    embeddings: tuple[tuple[Weighted, Vectors], ...] = ()
 
     @property
     def scheduled(self) -> bool:
@@ -47,7 +54,7 @@ class PlacedBlend:
 
     def in_text_encoder(self, group: str) -> Entries:
         """Entries of a text encoder, which runs once: schedules do not act there."""
-        factors = [weighted.weight * weighted.parts.of_text_encoder(group) for weighted, _ in self.adapters]
+        factors = [weighted.in_text_encoder(group) for weighted, _ in self.adapters]
         return self._entries(group, EVERYWHERE, factors)
 
     def _entries(self, group: str, block: str, factors: Sequence[float]) -> Entries:

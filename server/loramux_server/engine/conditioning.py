@@ -17,9 +17,9 @@ from torch import Tensor
 from loramux_server.engine.blends import PlacedBlend
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.engine.pipeline import Base
-from loramux_server.engine.text import BlendedText, PromptEncoder
+from loramux_server.engine.text import BlendedText, Inversion, PromptEncoder, Trigger
 from loramux_server.errors import Violation
-from loramux_server.requests import Job, TextMode
+from loramux_server.requests import Job, Prompt, TextMode, Weighted
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,24 @@ class Conditioner:
             for encoder in base.text_encoders
         )
 
-    def violations(self, prompts: dict[str, str], mode: TextMode) -> list[Violation]:
-        """What is wrong with prompts by field; each fault once, though every text encoder has it."""
-        found = [violation for encoder in self.encoders for violation in encoder.violations(prompts, mode)]
-        return list({violation.field: violation for violation in found}.values())
+    def violations(self, prompts: Sequence[Prompt], mode: TextMode) -> list[Violation]:
+        """What is wrong with prompts by field, each fault once, though every text encoder has it; and embeddings that
+        would act in none of them."""
+        found: dict[str, Violation] = {}
+        listed: dict[tuple[str, int], Weighted] = {}
+        heard: set[tuple[str, int]] = set()
+        for encoder in self.encoders:
+            texts: dict[str, tuple[str, list[Trigger]]] = {}
+            for prompt in prompts:
+                acting = _acting(prompt.blend, encoder.name)
+                places = [(prompt.blend_field, place) for place in acting]
+                triggers = [_trigger(weighted) for weighted in acting.values()]
+                texts[prompt.field] = prompt.text, triggers
+                listed |= dict(zip(places, acting.values(), strict=True))
+                heard |= {places[index] for index in encoder.found(prompt.text, mode, triggers)}
+            found |= {violation.field: violation for violation in encoder.violations(texts, mode)}
+        silent = {place: weighted for place, weighted in listed.items() if place not in heard}
+        return [*found.values(), *(_unheard(prompts, *place, weighted) for place, weighted in silent.items())]
 
     def given(self, job: Job, blends: Sequence[PlacedBlend]) -> Given:
         """For the rows of one picture of the job: unconditional first where guided."""
@@ -133,19 +147,50 @@ class Conditioner:
         if it has a projection."""
         blended = [[_blended(text, blend, encoder.name) for text, blend in texts] for encoder in self.encoders]
         pairs = list(zip(self.encoders, blended, strict=True))
-        chunks = max(encoder.count(text.text, mode) for encoder, each in pairs for text in each)
+        chunks = max(encoder.count(text.text, mode, text.triggers) for encoder, each in pairs for text in each)
         hidden = [encoder.encode(each, mode, chunks) for encoder, each in pairs]
         return torch.cat(hidden, dim=-1), self.encoders[-1].pooled(blended[-1], mode)
 
 
 def _blended(text: str, blend: PlacedBlend, encoder: str) -> BlendedText:
-    return BlendedText(text, blend.in_text_encoder(encoder), _text_key(blend, encoder))
+    vectors = {weighted.version.digest: each for weighted, each in blend.embeddings}
+    acting = _acting([weighted for weighted, _ in blend.embeddings], encoder).values()
+    inversions = tuple(
+        Inversion(_trigger(w).text, vectors[w.version.digest][encoder], w.in_text_encoder(encoder)) for w in acting
+    )
+    key = _text_key(blend, encoder), tuple((w.version.digest, w.in_text_encoder(encoder)) for w in acting)
+    return BlendedText(text, blend.in_text_encoder(encoder), key, inversions)
+
+
+def _acting(blend: Sequence[Weighted], encoder: str) -> dict[int, Weighted]:
+    """The embeddings that act in a text encoder, by their places in the blend; one of weight 0 is off."""
+    return {
+        place: weighted
+        for place, weighted in enumerate(blend)
+        if weighted.version.embedding is not None
+        and encoder in weighted.version.embedding.widths
+        and weighted.in_text_encoder(encoder) != 0
+    }
+
+
+def _trigger(weighted: Weighted) -> Trigger:
+    embedding = weighted.version.embedding
+    assert embedding is not None
+    return Trigger(embedding.trigger, embedding.vectors)
+
+
+def _unheard(prompts: Sequence[Prompt], blend: str, place: int, weighted: Weighted) -> Violation:
+    """An embedding whose trigger stands in no text that is read with its blend."""
+    texts = " or ".join(prompt.field for prompt in prompts if prompt.blend_field == blend)
+    name = f"{weighted.version.adapter}@{weighted.version.number}"
+    said = f"is the embedding {name}, expected its trigger {_trigger(weighted).text!r} in {texts}"
+    return Violation(f"{blend}.entries[{place}].adapter", said)
 
 
 def _text_key(blend: PlacedBlend, encoder: str) -> Hashable:
     """What the blend does to a text encoder, for good."""
     return tuple(
-        (weighted.version.digest, weighted.weight * weighted.parts.of_text_encoder(encoder))
+        (weighted.version.digest, weighted.in_text_encoder(encoder))
         for weighted, _ in blend.adapters
         if any(path.startswith(f"{encoder}.") for path in weighted.version.ranks)
     )

@@ -130,7 +130,7 @@ class Engine:
         self._unet_groups = tuple(name for name in self.groups if name.startswith("unet."))
         self.blocks = {layer.block for group in self.groups.values() for layer in group.layers.values()} - {EVERYWHERE}
         self.max_rank = fixed.rank if fixed else MAX_ROW_RANK
-        self.adapters = AdapterCache(self.groups, compiled, metrics, self.max_rank)
+        self.adapters = AdapterCache(self.groups, compiled, metrics, self.max_rank, base.device)
         self._previews = Previews(base.vae)
         self.conditioner = Conditioner(base, self.groups)
 
@@ -296,7 +296,11 @@ def _blends(job: Job, lease: Lease) -> tuple[PlacedBlend, ...]:
     """Blend of each row of a picture of the job: unconditional first where guided."""
 
     def placed(blend: Sequence[Weighted]) -> PlacedBlend:
-        return PlacedBlend(tuple((weighted, lease.rows[weighted.version.digest]) for weighted in blend))
+        rows, vectors = lease.rows, lease.vectors
+        return PlacedBlend(
+            tuple((each, rows[each.version.digest]) for each in blend if each.version.embedding is None),
+            tuple((each, vectors[each.version.digest]) for each in blend if each.version.embedding is not None),
+        )
 
     conditional = placed(job.blend)
     if not job.guided:

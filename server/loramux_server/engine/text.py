@@ -1,15 +1,18 @@
-"""Prompts to embeddings, with the blend's text-encoder rows, cached.
+"""Prompts to embeddings, with what the blend does in the text encoder, cached.
 
-Takes a text, how it is to be read and what the blend adds in the text encoder; gives embeddings. It knows no request
-and no queue.
+Takes a text, how it is to be read, the rank rows that the blend adds and the vectors that stand for triggers; gives
+embeddings. It knows no request and no queue.
 
 A prompt longer than the text encoder's 75 tokens is encoded in chunks of 75, each between its own start and end, and
 their embeddings follow one another. A weight w moves the embedding e of its token along the line from that of no text,
 n + w (e - n): 0 takes the token out, 1 leaves it, and nothing is divided by what may be zero.
+
+A trigger's vectors take the places of tokens, one each, and go in where the token table's own vectors come out: the
+tokenizer and the table stay as they are, and a text without triggers is read as if there were no embeddings.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -18,9 +21,12 @@ from torch import Tensor
 
 from loramux_kernels import Entries
 from loramux_server.engine.blends import EVERYWHERE
+from loramux_server.engine.chunks import fill
+from loramux_server.engine.inversions import PLACEHOLDER, Inversion, Token, Vector, put_in
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.engine.pipeline import TextEncoder
 from loramux_server.engine.prompt_syntax import Piece, parse
+from loramux_server.engine.triggers import Trigger, split
 from loramux_server.errors import Violation
 from loramux_server.requests import LongPrompt, PromptSyntax, TextMode
 
@@ -32,7 +38,7 @@ MAX_CHUNKS = 8
 class Chunk:
     """Tokens between one start and one end, with their weights."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[Token, ...]
     weights: tuple[float, ...]
 
 
@@ -40,13 +46,19 @@ class Chunk:
 class BlendedText:
     """A text and what the blend adds in the text encoder.
 
-    entries: (rank row, scale) pairs; blend_key: what tells them apart for good (row numbers are reused): the digests
-    and weights behind them.
+    entries: (rank row, scale) pairs; inversions: the embeddings; blend_key: what tells both apart for good (row numbers
+    are reused): the digests and weights behind them.
     """
 
     text: str
     entries: Entries = ()
     blend_key: Hashable = ()
+    inversions: tuple[Inversion, ...] = ()
+
+    @property
+    def triggers(self) -> tuple[Trigger, ...]:
+        """Those of the embeddings, in their order."""
+        return tuple(Trigger(each.trigger, len(each.vectors)) for each in self.inversions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +99,28 @@ class PromptEncoder:
         self._bytes = 0
         self._cache: OrderedDict[Hashable, Encoded] = OrderedDict()
 
-    def violations(self, prompts: dict[str, str], mode: TextMode) -> list[Violation]:
-        """What is wrong with prompts by field: too many chunks, or more layers skipped than there are."""
+    def violations(self, prompts: Mapping[str, tuple[str, Sequence[Trigger]]], mode: TextMode) -> list[Violation]:
+        """What is wrong with prompts by field, each with its triggers: too many chunks, or more layers skipped than
+        there are."""
         found: list[Violation] = []
         most = self._encoder.layers - 1 - self._skips_last_layer
         if not 0 <= mode.clip_skip <= most:
             found.append(Violation("clip_skip", f"is {mode.clip_skip}, expected 0 to {most} on this base"))
-        for field, text in prompts.items():
-            count = self.count(text, mode)
+        for field, (text, triggers) in prompts.items():
+            count = self.count(text, mode, triggers)
             if count > MAX_CHUNKS:
                 room = self._room
                 found.append(Violation(field, f"takes {count} chunks of {room} tokens, expected at most {MAX_CHUNKS}"))
         return found
 
-    def count(self, text: str, mode: TextMode) -> int:
+    def count(self, text: str, mode: TextMode, triggers: Sequence[Trigger] = ()) -> int:
         """Chunks of a text."""
-        return len(self._chunks(text, mode))
+        return len(self._chunks(text, mode, triggers))
+
+    def found(self, text: str, mode: TextMode, triggers: Sequence[Trigger]) -> set[int]:
+        """Indices of the triggers that stand in what is read of a text."""
+        chunks = self._chunks(text, mode, triggers)
+        return {token.embedding for chunk in chunks for token in chunk.tokens if isinstance(token, Vector)}
 
     def encode(self, texts: Sequence[BlendedText], mode: TextMode, chunks: int) -> Tensor:
         """Embeddings [texts, chunks * tokens, width]; texts of fewer chunks are filled up with chunks of no text."""
@@ -114,7 +132,7 @@ class PromptEncoder:
         return torch.cat([each for each in found if each is not None]) if found[0] is not None else None
 
     def _filled(self, text: BlendedText, mode: TextMode, chunks: int) -> Tensor:
-        missing = chunks - self.count(text.text, mode)
+        missing = chunks - self.count(text.text, mode, text.triggers)
         filling = [self._encoded(replace(text, text=""), mode).hidden] * missing if missing else []
         return torch.cat([self._encoded(text, mode).hidden, *filling], dim=1)
 
@@ -122,7 +140,10 @@ class PromptEncoder:
         key = (text.text, mode, text.blend_key)
         if key not in self._cache:
             with self._group.adding([{EVERYWHERE: text.entries}]):
-                chunks = [self._encode(chunk, mode.clip_skip) for chunk in self._chunks(text.text, mode)]
+                chunks = [
+                    self._encode(chunk, mode.clip_skip, text.inversions)
+                    for chunk in self._chunks(text.text, mode, text.triggers)
+                ]
             self._store(key, Encoded(torch.cat([chunk.hidden for chunk in chunks], dim=1), chunks[0].pooled))
         self._cache.move_to_end(key)
         return self._cache[key]
@@ -132,35 +153,41 @@ class PromptEncoder:
         """Tokens of a chunk between its start and its end."""
         return self._encoder.tokenizer.model_max_length - 2
 
-    def _chunks(self, text: str, mode: TextMode) -> list[Chunk]:
+    def _chunks(self, text: str, mode: TextMode, triggers: Sequence[Trigger]) -> list[Chunk]:
         """At least one; only the first where long prompts are cut."""
         sections = parse(text) if mode.syntax == PromptSyntax.WEIGHTED else ((Piece(text, 1.0),),)
-        chunks = [chunk for section in sections for chunk in self._section(section)]
+        chunks = [chunk for section in sections for chunk in self._section(section, triggers)]
         return chunks[:1] if mode.long_prompt == LongPrompt.CUT else chunks
 
-    def _section(self, pieces: Sequence[Piece]) -> Iterator[Chunk]:
-        tokens: list[int] = []
-        weights: list[float] = []
-        for piece in pieces:
-            ids = self._tokens(piece.text)
-            tokens += ids
-            weights += [piece.weight] * len(ids)
-        for start in range(0, max(1, len(tokens)), self._room):
-            part = slice(start, start + self._room)
-            yield Chunk(tuple(tokens[part]), tuple(weights[part]))
+    def _section(self, pieces: Sequence[Piece], triggers: Sequence[Trigger]) -> Iterator[Chunk]:
+        runs = (
+            [(token, piece.weight) for token in run] for piece in pieces for run in self._runs(piece.text, triggers)
+        )
+        for chunk in fill(runs, self._room):
+            yield Chunk(tuple(token for token, _ in chunk), tuple(weight for _, weight in chunk))
+
+    def _runs(self, text: str, triggers: Sequence[Trigger]) -> Iterator[Sequence[Token]]:
+        """Tokens one by one, and all vectors of an embedding together."""
+        for part in split(text, [trigger.text for trigger in triggers]):
+            if isinstance(part, int):
+                yield [Vector(part, index) for index in range(triggers[part].vectors)]
+            else:
+                yield from ([token] for token in self._tokens(part))
 
     def _tokens(self, text: str) -> list[int]:
         # verbose: the tokenizer would warn of every text longer than a chunk
         return cast("list[int]", self._encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def _encode(self, chunk: Chunk, clip_skip: int) -> Encoded:
+    def _encode(self, chunk: Chunk, clip_skip: int, inversions: Sequence[Inversion] = ()) -> Encoded:
         """One chunk; weights move hidden states, not the projection."""
         tokenizer: Any = self._encoder.tokenizer
         padding = self._room - len(chunk.tokens)
+        tokens = [PLACEHOLDER if isinstance(token, Vector) else token for token in chunk.tokens]
         ids = [
-            tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding
+            tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding
         ]  # fmt: skip
-        encoded = self._run(torch.tensor([ids], device=self._device), clip_skip)
+        with put_in(self._encoder, chunk.tokens, inversions):
+            encoded = self._run(torch.tensor([ids], device=self._device), clip_skip)
         if all(weight == 1 for weight in chunk.weights):
             return encoded
         nothing = self._encode(Chunk((), ()), clip_skip).hidden
