@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from loramux.v1 import (
+    adapter_pb2,
     adapter_service_pb2,
     adapter_service_pb2_grpc,
     generation_pb2,
@@ -310,6 +311,31 @@ def test_an_adapter_lives_and_dies_over_the_wire(server: Running) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         server.shelf.GetAdapter(adapter_service_pb2.GetAdapterRequest(name="mine"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_an_embedding_acts_in_requests_that_list_it(server: Running) -> None:
+    info = server.pictures.GetServerInfo(generation_service_pb2.GetServerInfoRequest())
+    width = info.text_widths["text_encoder"]
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(1))
+    plain = server.pictures.Generate(request(prompt="a fizzle dog"))
+    uploaded = server.upload("fizz", save({"emb_params": vectors}), trigger="fizzle")
+    assert uploaded.version.kind == adapter_pb2.ADAPTER_KIND_EMBEDDING and uploaded.version.rank == 0
+    assert uploaded.report.embedding == uploaded.version.embedding
+    listed = server.pictures.Generate(request(prompt="a Fizzle dog", blend=blend(fizz=1.0)))
+    (applied,) = listed.applied.adapters
+    assert (applied.kind, applied.trigger) == (adapter_pb2.ADAPTER_KIND_EMBEDDING, "fizzle")
+    assert server.pictures.Generate(request(prompt="a fizzle dog")).images[0].data == plain.images[0].data
+    assert listed.images[0].data != plain.images[0].data
+    text = Image.open(io.BytesIO(listed.images[0].data)).info["parameters"]
+    assert f'TI hashes: "fizzle: {uploaded.version.blob_digest[:12]}"' in text and "lora" not in text
+    with pytest.raises(grpc.RpcError) as caught:
+        server.pictures.Generate(request(prompt="a dog", blend=blend(fizz=1.0)))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    said = "is the embedding fizz@1, expected its trigger 'fizzle' in prompt or negative_prompt"
+    assert details(caught.value)[1] == {"blend.entries[0].adapter": said}
+    with pytest.raises(grpc.RpcError) as caught:
+        server.upload("wrong", adapter_file(), trigger="fizzle")
+    assert "options.trigger" in details(caught.value)[1]
 
 
 def test_checking_a_file_publishes_nothing(server: Running) -> None:

@@ -17,13 +17,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from loramux.v1 import adapter_pb2 as pb
 from loramux.v1 import adapter_service_pb2 as service_pb
 from loramux_client import shelf
-from loramux_client.picture_messages import set_field
+from loramux_client.picture_messages import read_kind, set_field
 from loramux_client.upload_source import Source
 
 Item = TypeVar("Item")
 Ask = TypeVar("Ask", bound=Message)
-
-_KINDS: dict[int, str] = {pb.ADAPTER_KIND_LORA: "lora"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +91,20 @@ def read_version(message: pb.AdapterVersion) -> shelf.AdapterVersion:
         digest=message.digest,
         blob_digest=message.blob_digest,
         size_bytes=message.size_bytes,
-        kind=_KINDS.get(message.kind, f"unknown-{message.kind}"),
+        kind=read_kind(message.kind),
         layout=message.layout,
         layout_digest=message.layout_digest,
         rank=message.rank,
         create_time=_time(message, "create_time"),
+        embedding=_read_embedding(message),
     )
+
+
+def _read_embedding(message: pb.AdapterVersion | pb.AcceptReport) -> shelf.Embedding | None:
+    if not message.HasField("embedding"):
+        return None
+    found = message.embedding
+    return shelf.Embedding(found.trigger, found.vectors, dict(sorted(found.widths.items())))
 
 
 def read_adapter(message: pb.Adapter) -> shelf.Adapter:
@@ -135,6 +141,7 @@ def read_report(message: pb.AcceptReport) -> shelf.AcceptReport:
         matched=tuple(shelf.MatchedModule(m.module, m.kind, m.rank, m.scale) for m in message.matched),
         ignored=tuple(shelf.IgnoredKey(i.key, i.reason) for i in message.ignored),
         warnings=tuple(message.warnings),
+        embedding=_read_embedding(message),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Unpack, cast
 
 from google.protobuf.message import Message
 
+from loramux.v1 import adapter_pb2
 from loramux.v1 import generation_pb2 as pb
 from loramux_client import pictures
 from loramux_client.errors import InvalidArgument, Violation
@@ -39,6 +40,7 @@ PROMPT_SYNTAXES: dict[str, pb.PromptSyntax] = {
     "plain": pb.PROMPT_SYNTAX_PLAIN,
 }
 LONG_PROMPTS: dict[str, pb.LongPrompt] = {"chunks": pb.LONG_PROMPT_CHUNKS, "cut": pb.LONG_PROMPT_CUT}
+_KINDS: dict[int, str] = {adapter_pb2.ADAPTER_KIND_LORA: "lora", adapter_pb2.ADAPTER_KIND_EMBEDDING: "embedding"}
 FORMATS: dict[str, pb.ImageFormat] = {
     "png": pb.IMAGE_FORMAT_PNG,
     "jpeg": pb.IMAGE_FORMAT_JPEG,
@@ -204,7 +206,14 @@ def _read_adapter(message: pb.AppliedAdapter) -> pictures.AppliedAdapter:
         blocks=dict(parts.blocks),
         schedule=tuple((point.progress, point.factor) for point in message.schedule),
         text_encoder_2=parts.text_encoder_2 if parts.HasField("text_encoder_2") else 1.0,
+        kind=read_kind(message.kind),
+        trigger=message.trigger,
     )
+
+
+def read_kind(number: int) -> str:
+    """What an adapter is made of."""
+    return _KINDS.get(number, f"unknown-{number}")
 
 
 def read_image(message: pb.Image) -> pictures.Image:
@@ -271,6 +280,7 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
         device=message.device,
         family=message.family,
         distilled=message.distilled,
+        text_widths=dict(sorted(message.text_widths.items())),
         samplers=tuple(read_sampler(number) for number in message.samplers),
         limits=Limits(
             size_multiple=limits.size_multiple,

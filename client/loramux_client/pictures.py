@@ -110,7 +110,7 @@ class Asking(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class AppliedAdapter:
-    """One adapter as it was applied."""
+    """One adapter as it was applied. kind: lora or embedding; trigger: of an embedding, else empty."""
 
     adapter: str
     version: int
@@ -121,6 +121,8 @@ class AppliedAdapter:
     blocks: Mapping[str, float] = field(default_factory=dict[str, float])
     schedule: tuple[SchedulePoint, ...] = ()
     text_encoder_2: float = 1.0
+    kind: str = "lora"
+    trigger: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Takes and gives plain values; knows neither protobuf nor gRPC.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -38,7 +39,8 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server is and can do. Adapters with its layout_digest fit its base.
+    """What a server is and can do. Adapters with its layout_digest fit its base, and embeddings of its text_widths:
+    of token embeddings, by text encoder.
 
     family: sd1, sd2 or sdxl; distilled: lcm, turbo, or empty.
     """
@@ -54,6 +56,7 @@ class ServerInfo:
     samplers: tuple[str, ...]
     limits: Limits
     defaults: Defaults
+    text_widths: Mapping[str, int]
     inpainting: bool
     """Whether every request must bring image and mask."""
 

@@ -32,6 +32,8 @@ class UploadOptions(TypedDict, total=False):
     """Text of the adapter_config.json that belongs to the file."""
     alpha: float
     """For modules of which the file gives none."""
+    trigger: str
+    """What stands for an embedding in a prompt; else the token that the file names, or the adapter's name."""
     labels: Mapping[str, str]
     default_weight: float
     trigger_words: Sequence[str]
@@ -39,8 +41,17 @@ class UploadOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """What an embedding is: in a prompt its trigger becomes so many vectors; widths: theirs, by text encoder."""
+
+    trigger: str
+    vectors: int
+    widths: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """One immutable version of an adapter."""
+    """One immutable version of an adapter. kind: lora or embedding; embedding: what it is, where it is one."""
 
     adapter: str
     number: int
@@ -52,6 +63,7 @@ class AdapterVersion:
     layout_digest: str
     rank: int
     create_time: datetime | None
+    embedding: Embedding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,7 @@ class AcceptReport:
     matched: tuple[MatchedModule, ...]
     ignored: tuple[IgnoredKey, ...]
     warnings: tuple[str, ...]
+    embedding: Embedding | None = None
 
 
 @dataclass(frozen=True, slots=True)

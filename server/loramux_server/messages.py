@@ -40,6 +40,7 @@ from loramux_server.requests import (
 from loramux_store.record import (
     AcceptReport,
     AdapterRecord,
+    Embedding,
     InterpretOptions,
     Published,
     UploadSpec,
@@ -93,6 +94,7 @@ _PRIORITIES = {
     generation_pb2.PRIORITY_NORMAL: Priority.NORMAL,
     generation_pb2.PRIORITY_BATCH: Priority.BATCH,
 }
+_KIND_NUMBERS = {"lora": adapter_pb2.ADAPTER_KIND_LORA, "embedding": adapter_pb2.ADAPTER_KIND_EMBEDDING}
 _FORMAT_NUMBERS = {format: number for number, format in _FORMATS.items()}
 
 
@@ -201,6 +203,8 @@ def _applied_adapter(weighted: Weighted) -> generation_pb2.AppliedAdapter:
             blocks=dict(parts.blocks),
         ),
         schedule=[generation_pb2.SchedulePoint(progress=at, factor=factor) for at, factor in weighted.schedule],
+        kind=_KIND_NUMBERS[weighted.version.kind],
+        trigger=weighted.version.embedding.trigger if weighted.version.embedding else "",
     )
 
 
@@ -276,6 +280,7 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
             height=base.side,
         ),
         inpainting=base.inpainting,
+        text_widths=base.text_widths,
     )
 
 
@@ -297,6 +302,7 @@ def upload_spec(message: adapter_service_pb2.UploadSpec) -> UploadSpec:
         options=InterpretOptions(
             peft_config=message.peft_config if message.HasField("peft_config") else None,
             alpha=message.alpha if message.HasField("alpha") else None,
+            trigger=message.trigger if message.HasField("trigger") else None,
         ),
         labels=dict(message.labels),
         default_weight=message.default_weight if message.HasField("default_weight") else None,
@@ -326,7 +332,14 @@ def report(found: AcceptReport) -> adapter_pb2.AcceptReport:
         ],
         ignored=[adapter_pb2.IgnoredKey(key=key, reason=reason) for key, reason in found.ignored],
         warnings=found.warnings,
+        embedding=_embedding(found.embedding),
     )
+
+
+def _embedding(found: Embedding | None) -> adapter_pb2.Embedding | None:
+    if found is None:
+        return None
+    return adapter_pb2.Embedding(trigger=found.trigger, vectors=found.vectors, widths=found.widths)
 
 
 def adapter(record: AdapterRecord) -> adapter_pb2.Adapter:
@@ -352,11 +365,12 @@ def version(record: VersionRecord) -> adapter_pb2.AdapterVersion:
         digest=record.digest,
         blob_digest=record.blob_digest,
         size_bytes=record.size_bytes,
-        kind=adapter_pb2.ADAPTER_KIND_LORA,
+        kind=_KIND_NUMBERS[record.kind],
         layout=record.layout_name,
         layout_digest=record.layout_digest,
         rank=record.rank,
         create_time=_timestamp(record.create_time),
+        embedding=_embedding(record.embedding),
     )
 
 

@@ -1,11 +1,13 @@
 """What a picture was made with, as the text that people's tools read out of picture files.
 
 Takes a job, a picture's index and what the base is; gives the text: the prompt with `<lora:name:weight>` tags, the
-negative prompt, and a line of `Key: value` pairs with the names that Stable Diffusion web interfaces gave them. It
-knows no file format.
+negative prompt, and a line of `Key: value` pairs with the names that Stable Diffusion web interfaces gave them.
+Embeddings have no tags: their triggers stand in the prompts. It knows no file format.
 """
 
-from loramux_server.requests import Job, Sampler, SigmaSchedule
+import json
+
+from loramux_server.requests import Job, Sampler, SigmaSchedule, Weighted
 
 _SAMPLERS = {
     Sampler.DDIM: "DDIM",
@@ -29,14 +31,18 @@ _SHORT = 10  # hexadecimal digits of a digest, as web interfaces show them
 
 def text_of(job: Job, index: int, base_name: str, base_digest: str, server_version: str) -> str:
     """The text for picture `index` of a job."""
-    tags = "".join(f" <lora:{w.version.adapter}:{w.weight:g}>" for w in job.blend)
+    tags = "".join(f" <lora:{w.version.adapter}:{w.weight:g}>" for w in _loras(job))
     lines = [f"{job.prompt}{tags}"]
     if job.guided and job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
+    embeddings = _embeddings(job)
     pairs = _pairs(job, index) | {
         "Model hash": base_digest[:_SHORT],
         "Model": base_name,
         "Lora hashes": _hashes(job),
+        "TI hashes": _quoted({trigger: w.version.blob_digest[:12] for trigger, w in embeddings.items()}),
+        # web interfaces have no weights of embeddings
+        "TI weights": _quoted({trigger: f"{w.weight:g}" for trigger, w in embeddings.items() if w.weight != 1}),
         "Version": f"LoRAMux {server_version}",
     }
     lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items() if value))
@@ -62,5 +68,19 @@ def _pairs(job: Job, index: int) -> dict[str, str]:
 
 
 def _hashes(job: Job) -> str:
-    hashes = ", ".join(f"{w.version.adapter}: {w.version.blob_digest[:12]}" for w in job.blend)
-    return f'"{hashes}"' if hashes else ""
+    return _quoted({w.version.adapter: w.version.blob_digest[:12] for w in _loras(job)})
+
+
+def _loras(job: Job) -> list[Weighted]:
+    return [weighted for weighted in job.blend if weighted.version.embedding is None]
+
+
+def _embeddings(job: Job) -> dict[str, Weighted]:
+    """Those of both prompts, by trigger."""
+    listed = (*job.blend, *(job.negative_blend or ()))
+    return {w.version.embedding.trigger: w for w in listed if w.version.embedding is not None}
+
+
+def _quoted(values: dict[str, str]) -> str:
+    listed = ", ".join(f"{key}: {value}" for key, value in values.items())
+    return json.dumps(listed, ensure_ascii=False) if listed else ""

@@ -80,7 +80,12 @@ def applied(request: generation_pb2.GenerateRequest) -> generation_pb2.Applied:
     return generation_pb2.Applied(
         adapters=[
             generation_pb2.AppliedAdapter(
-                adapter=e.adapter.partition("@")[0], version=2, digest="d" * 64, weight=e.weight
+                adapter=e.adapter.partition("@")[0],
+                version=2,
+                digest="d" * 64,
+                weight=e.weight,
+                kind=version(e.adapter, 2).kind,
+                trigger=version(e.adapter, 2).embedding.trigger,
             )
             for e in request.blend.entries
         ],
@@ -153,6 +158,7 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
             samplers=[generation_pb2.SAMPLER_DDIM, 99],  # pyright: ignore[reportArgumentType]
             limits=generation_pb2.Limits(max_side=512, max_image_bytes=99, max_image_pixels=9),
             inpainting=True,
+            text_widths={"text_encoder": 24, "text_encoder_2": 40},
             defaults=generation_pb2.Defaults(sampler=generation_pb2.SAMPLER_DPMPP_2M, steps=20),
         )
 
@@ -164,8 +170,13 @@ def adapter(name: str) -> adapter_pb2.Adapter:
     return made
 
 
+def embedding(trigger: str) -> adapter_pb2.Embedding:
+    return adapter_pb2.Embedding(trigger=trigger, vectors=4, widths={"text_encoder": 24, "text_encoder_2": 40})
+
+
 def version(name: str, number: int) -> adapter_pb2.AdapterVersion:
-    return adapter_pb2.AdapterVersion(
+    """Whose name begins with "emb" is an embedding."""
+    made = adapter_pb2.AdapterVersion(
         adapter=name,
         number=number,
         digest="d" * 64,
@@ -174,6 +185,10 @@ def version(name: str, number: int) -> adapter_pb2.AdapterVersion:
         layout="tiny",
         rank=8,
     )
+    if name.startswith("emb"):
+        made.kind, made.rank = adapter_pb2.ADAPTER_KIND_EMBEDDING, 0
+        made.embedding.CopyFrom(embedding("<cat>"))
+    return made
 
 
 class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
@@ -201,6 +216,9 @@ class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
             ignored=[adapter_pb2.IgnoredKey(key="k", reason="r")],
             warnings=["look"],
         )
+        if spec.HasField("trigger"):
+            report.ClearField("matched")
+            report.embedding.CopyFrom(embedding(spec.trigger))
         response = adapter_service_pb2.UploadAdapterResponse(report=report)
         if not spec.validate_only:
             response.version.CopyFrom(version(spec.name, 1))

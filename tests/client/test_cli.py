@@ -154,7 +154,7 @@ async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: 
     file, config = tmp_path / "Ink.safetensors", tmp_path / "adapter_config.json"
     file.write_bytes(b"bytes")
     config.write_text('{"r": 8}')
-    notes = ["--label", "by=me", "--label", "a=b=c", "--trigger", "inky", "--description", "d"]
+    notes = ["--label", "by=me", "--label", "a=b=c", "--trigger-word", "inky", "--description", "d"]
     reading = ["--peft-config", str(config), "--alpha", "4", "--default-weight", "0.5"]
     assert await run(server, "adapters", "push", str(file), *notes, *reading) == 0
     spec = server.requests[0]
@@ -168,11 +168,48 @@ async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: 
     assert "warning: look" in shown.err
 
 
-async def test_check_publishes_nothing(server: Any, tmp_path: Path) -> None:
-    file = tmp_path / "ink.safetensors"
+async def test_push_of_an_embedding_tells_its_trigger(
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "emb.safetensors"
     file.write_bytes(b"bytes")
-    assert await run(server, "adapters", "check", str(file)) == 0
-    assert server.requests[0].validate_only
+    assert await run(server, "adapters", "push", str(file), "--trigger", "<cat>") == 0
+    assert server.requests[0].trigger == "<cat>" and not server.requests[0].trigger_words
+    said = "embedding of 4 vectors, width 24 in text_encoder, 40 in text_encoder_2; acts where '<cat>' stands"
+    assert said in capsys.readouterr().out
+
+
+async def test_embeddings_are_shown_as_such(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.names[:] = ["emb", "ink"]
+    assert await run(server, "adapters", "list") == 0
+    titles, first, second = capsys.readouterr().out.splitlines()
+    assert "kind" in titles and "embedding  4 vectors" in first and "<cat>, w" in first
+    assert "lora" in second and "embedding" not in second
+    assert await run(server, "adapters", "show", "emb") == 0
+    shown = capsys.readouterr().out
+    assert "trigger words   <cat>, w" in shown and "4 vectors  embedding  <cat>" in shown
+    assert await run(server, "adapters", "show", "emb", "--json") == 0
+    version = json.loads(capsys.readouterr().out)["versions"][0]
+    assert version["kind"] == "embedding" and version["embedding"]["widths"] == {
+        "text_encoder": 24,
+        "text_encoder_2": 40,
+    }
+
+
+async def test_generate_says_where_an_embedding_acted(
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blend = ["--adapter", "emb=0.5", "--adapter", "ink=1"]
+    assert await run(server, "generate", "a <cat>", *blend, "-o", str(tmp_path / "a.png")) == 0
+    said = capsys.readouterr().out
+    assert f"emb@2=0.5 ({'d' * 12}) at '<cat>'" in said and f"ink@2=1 ({'d' * 12})," in said
+
+
+@pytest.mark.parametrize("file,name", [("ink.safetensors", "ink"), ("日本.safetensors", "check")])
+async def test_check_publishes_nothing(server: Any, tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_bytes(b"bytes")
+    assert await run(server, "adapters", "check", str(tmp_path / file)) == 0
+    assert server.requests[0].validate_only and server.requests[0].name == name
 
 
 async def test_list_shows_every_page(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +239,8 @@ async def test_rm_deletes(server: Any, capsys: pytest.CaptureFixture[str]) -> No
 
 async def test_info_shows_the_server(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert await run(server, "info") == 0
-    assert "limits.max_side" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "limits.max_side" in shown and "text_widths.text_encoder_2 40" in " ".join(shown.split())
     assert await run(server, "info", "--json") == 0
     assert json.loads(capsys.readouterr().out)["base"] == "tiny"
 

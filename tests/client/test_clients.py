@@ -248,6 +248,17 @@ async def test_upload_sends_the_spec_then_every_byte(
     assert uploaded.report.matched[0].rank == 8
 
 
+async def test_an_embedding_has_a_trigger(ask: Any, server: Any) -> None:
+    uploaded = await ask("upload", b"x", "emb", trigger="<dog>")
+    assert server.requests[0].trigger == "<dog>"
+    assert uploaded.report.embedding.trigger == "<dog>" and uploaded.report.matched == ()
+    version = (await ask("get_adapter", "emb")).latest_version
+    assert (version.kind, version.rank, version.embedding.vectors) == ("embedding", 0, 4)
+    assert (await ask("get_adapter", "ink")).latest_version.embedding is None
+    (applied,) = (await ask("generate", "a <cat>", adapters={"emb": 1.0})).applied.adapters
+    assert (applied.kind, applied.trigger) == ("embedding", "<cat>")
+
+
 async def test_validate_only_publishes_nothing(ask: Any, server: Any) -> None:
     uploaded = await ask("upload", b"x", "x", validate_only=True)
     assert server.requests[0].validate_only

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from loramux_server.engine.chunks import fill
 from loramux_server.engine.triggers import split
 from loramux_server.errors import Incompatible, InvalidRequest
+from loramux_server.parameters import text_of
 from loramux_server.requests import BlendEntry, GenerationRequest, LongPrompt, PartWeights, Sampler, TextMode
 from loramux_store.record import InterpretOptions, UploadSpec
 
@@ -298,6 +299,16 @@ def test_other_widths_do_not_fit(server: Any, tmp_path: Path) -> None:
     server.app.store.publish(tmp_path / "wide.safetensors", UploadSpec("wide"))
     with pytest.raises(Incompatible, match="layout sd1"):
         server.admission.admit(replace(ASKED, prompt="wide", blend=blend("wide")))
+
+
+def test_files_say_which_embeddings_they_were_made_with(server: Any) -> None:
+    asked = replace(ASKED, prompt="a <cat>", blend=(BlendEntry("one", 0.5),), negative_prompt="badhands")
+    job = server.admission.admit(replace(asked, negative_blend=blend("bad")))
+    digests = [server.app.store.resolve(name).blob_digest[:12] for name in ("one", "bad")]
+    said = text_of(job, 0, "tiny", "0" * 64, "1")
+    assert said.startswith("a <cat>\nNegative prompt: badhands\nSteps")
+    assert f'TI hashes: "<cat>: {digests[0]}, badhands: {digests[1]}", TI weights: "<cat>: 0.5", Version' in said
+    assert "Lora hashes" not in said
 
 
 def test_a_blend_of_its_own_reads_the_negative_prompt(server: Any) -> None:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedCo
 
 from loramux_client import shelf, terminal
 from loramux_client.commands.server import Json, Server, connect
+from loramux_client.errors import InvalidArgument
 
 SHOWN_IGNORED = 5
 """Ignored keys that a push lists one by one; a file of another trainer can have hundreds."""
@@ -26,6 +27,10 @@ File = Annotated[Path, Parameter(help="A safetensors file.")]
 Layout = Annotated[str | None, Parameter(help="Layout it is for; only needed where shapes fit several.")]
 PeftConfig = Annotated[Path | None, Parameter(help="The adapter_config.json that belongs to it.")]
 Alpha = Annotated[float | None, Parameter(help="Alpha of modules for which the file gives none.")]
+Trigger = Annotated[
+    str | None,
+    Parameter(help="What stands for an embedding in prompts. Default: the token the file names, else the name."),
+]
 
 
 def _labels(_: type[Any], tokens: Sequence[Token]) -> list[tuple[str, str]]:
@@ -46,7 +51,9 @@ def push(
     *,
     name: Annotated[str | None, Parameter(help="Default: the file's name, made valid.")] = None,
     default_weight: float | None = None,
-    trigger: Annotated[list[str] | None, Parameter(negative="", help="A word that brings it out; repeatable.")] = None,
+    trigger_word: Annotated[
+        list[str] | None, Parameter(negative="", help="A word that brings it out; repeatable.")
+    ] = None,
     label: Annotated[
         list[tuple[str, str]] | None,
         Parameter(
@@ -62,17 +69,19 @@ def push(
     layout: Layout = None,
     peft_config: PeftConfig = None,
     alpha: Alpha = None,
+    trigger: Trigger = None,
     server: Server = None,
 ) -> None:
     """Upload a file as a new version of an adapter."""
     options = _options(
         default_weight=default_weight,
-        trigger_words=trigger,
+        trigger_words=trigger_word,
         labels=None if label is None else dict(label),
         description=description,
         layout=layout,
         peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
         alpha=alpha,
+        trigger=trigger,
     )
     uploaded = _upload(server, file, name, options)
     if (version := uploaded.version) is not None:
@@ -90,6 +99,7 @@ def check(
     layout: Layout = None,
     peft_config: PeftConfig = None,
     alpha: Alpha = None,
+    trigger: Trigger = None,
     server: Server = None,
 ) -> None:
     """Ask the server whether it would take a file, and what it would make of it."""
@@ -98,8 +108,9 @@ def check(
         layout=layout,
         peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
         alpha=alpha,
+        trigger=trigger,
     )
-    uploaded = _upload(server, file, "check", options)
+    uploaded = _upload(server, file, _would_be_name(file), options)
     terminal.say(f"{file} would be accepted")
     _say_report(uploaded.report, whole=True)
 
@@ -112,7 +123,7 @@ def list_(*, server: Server = None, json: Json = False) -> None:
     if json:
         terminal.say_json(found)
         return
-    columns = ("name", "version", "rank", "layout", "size", "weight", "trigger words", "digest")
+    columns = ("name", "version", "kind", "rank", "layout", "size", "weight", "trigger words", "digest")
     terminal.say_table(columns, map(_row, found))
 
 
@@ -126,10 +137,10 @@ def show(name: Name, /, *, server: Server = None, json: Json = False) -> None:
         return
     terminal.say(f"{found.name}: {found.description}" if found.description else found.name)
     terminal.say(f"default weight  {_weight(found)}")
-    terminal.say(f"trigger words   {', '.join(found.trigger_words) or '-'}")
+    terminal.say(f"trigger words   {_words(found) or '-'}")
     notes = ", ".join(f"{key}={value}" for key, value in sorted(found.labels.items()))
     terminal.say(f"labels          {notes or '-'}")
-    columns = ("version", "rank", "kind", "layout", "size", "created", "digest", "blob")
+    columns = ("version", "rank", "kind", "trigger", "layout", "size", "created", "digest", "blob")
     terminal.say_table(columns, map(_version_row, versions))
 
 
@@ -150,6 +161,14 @@ def _upload(server: str | None, file: Path, name: str | None, options: shelf.Upl
         return client.upload(file, name, progress=progress, **options)
 
 
+def _would_be_name(file: Path) -> str:
+    """The name that a push would give it, which may be an embedding's trigger; any, where it would give none."""
+    try:
+        return shelf.name_of(file)
+    except InvalidArgument:
+        return "check"
+
+
 @contextmanager
 def _bar(file: Path) -> Generator[shelf.Progress]:
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
@@ -159,10 +178,8 @@ def _bar(file: Path) -> Generator[shelf.Progress]:
 
 
 def _say_report(report: shelf.AcceptReport, *, whole: bool = False) -> None:
-    ranks = sorted({module.rank for module in report.matched})
-    span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
     terminal.say(f"  {report.family}, layout {report.layout or 'unknown'}")
-    terminal.say(f"  acts on {len(report.matched)} modules, rank {span or '-'}")
+    terminal.say(f"  {_reach(report)}")
     for evidence in report.evidence if whole else report.evidence[:1]:
         terminal.say(f"  because {evidence}")
     shown = report.ignored if whole else report.ignored[:SHOWN_IGNORED]
@@ -174,6 +191,32 @@ def _say_report(report: shelf.AcceptReport, *, whole: bool = False) -> None:
         terminal.complain(f"  warning: {warning}")
 
 
+def _reach(report: shelf.AcceptReport) -> str:
+    """What it acts on."""
+    if report.embedding is not None:
+        widths = ", ".join(f"{width} in {encoder}" for encoder, width in report.embedding.widths.items())
+        return (
+            f"embedding of {_extent(report.embedding)}, width {widths}; acts where {report.embedding.trigger!r} stands"
+        )
+    ranks = sorted({module.rank for module in report.matched})
+    span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
+    return f"acts on {len(report.matched)} modules, rank {span or '-'}"
+
+
+def _extent(embedding: shelf.Embedding) -> str:
+    return "1 vector" if embedding.vectors == 1 else f"{embedding.vectors} vectors"
+
+
+def _rank(version: shelf.AdapterVersion) -> str:
+    return str(version.rank) if version.embedding is None else _extent(version.embedding)
+
+
+def _words(adapter: shelf.Adapter) -> str:
+    """The trigger of an embedding, then what its owner says brings it out."""
+    embedding = adapter.latest_version.embedding
+    return ", ".join((*([embedding.trigger] if embedding else []), *adapter.trigger_words))
+
+
 def _weight(adapter: shelf.Adapter) -> str:
     return "1" if adapter.default_weight is None else f"{adapter.default_weight:g}"
 
@@ -183,11 +226,12 @@ def _row(adapter: shelf.Adapter) -> tuple[str, ...]:
     return (
         adapter.name,
         str(version.number),
-        str(version.rank),
+        version.kind,
+        _rank(version),
         version.layout,
         terminal.size(version.size_bytes),
         _weight(adapter),
-        ", ".join(adapter.trigger_words),
+        _words(adapter),
         terminal.short(version.digest),
     )
 
@@ -196,8 +240,9 @@ def _version_row(version: shelf.AdapterVersion) -> tuple[str, ...]:
     created = version.create_time
     return (
         str(version.number),
-        str(version.rank),
+        _rank(version),
         version.kind,
+        "-" if version.embedding is None else version.embedding.trigger,
         version.layout,
         terminal.size(version.size_bytes),
         "-" if created is None else created.strftime("%Y-%m-%d %H:%M UTC"),

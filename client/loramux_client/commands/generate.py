@@ -18,6 +18,7 @@ from loramux_client import terminal
 from loramux_client.commands.server import Server, connect
 from loramux_client.pictures import (
     Applied,
+    AppliedAdapter,
     Asking,
     Done,
     Event,
@@ -172,9 +173,14 @@ def _over(applied: Applied) -> list[str]:
     return over
 
 
+def _said(adapter: AppliedAdapter) -> str:
+    at = f" at {adapter.trigger!r}" if adapter.trigger else ""
+    return f"{adapter.adapter}@{adapter.version}={adapter.weight:g} ({terminal.short(adapter.digest)}){at}"
+
+
 def applied_line(applied: Applied) -> str:
     """What was applied, on a line."""
-    blend = [f"{a.adapter}@{a.version}={a.weight:g} ({terminal.short(a.digest)})" for a in applied.adapters]
+    blend = [_said(adapter) for adapter in applied.adapters]
     facts = [
         " + ".join(blend) or "no adapters",
         f"seed {applied.seed}",

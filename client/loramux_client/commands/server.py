@@ -42,11 +42,11 @@ def info(*, server: Server = None, json: Json = False) -> None:
         terminal.say_json(found)
         return
     facts = asdict(found)
-    for group in ("limits", "defaults"):
+    for group in ("limits", "defaults", "text_widths"):
         facts |= {f"{group}.{name}": value for name, value in facts.pop(group).items()}
     for name, value in facts.items():
         text = ", ".join(value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        terminal.say(f"{name:<26}{text}")
+        terminal.say(f"{name:<28}{text}")
 
 
 def healthcheck(*, server: Server = None, service: str = "") -> int:

@@ -14,8 +14,27 @@ class AdapterKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ADAPTER_KIND_UNSPECIFIED: _ClassVar[AdapterKind]
     ADAPTER_KIND_LORA: _ClassVar[AdapterKind]
+    ADAPTER_KIND_EMBEDDING: _ClassVar[AdapterKind]
 ADAPTER_KIND_UNSPECIFIED: AdapterKind
 ADAPTER_KIND_LORA: AdapterKind
+ADAPTER_KIND_EMBEDDING: AdapterKind
+
+class Embedding(_message.Message):
+    __slots__ = ("trigger", "vectors", "widths")
+    class WidthsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    WIDTHS_FIELD_NUMBER: _ClassVar[int]
+    trigger: str
+    vectors: int
+    widths: _containers.ScalarMap[str, int]
+    def __init__(self, trigger: _Optional[str] = ..., vectors: _Optional[int] = ..., widths: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "latest_version", "labels", "default_weight", "trigger_words", "description", "create_time", "update_time", "delete_time")
@@ -47,7 +66,7 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., latest_version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("adapter", "number", "digest", "blob_digest", "size_bytes", "kind", "layout", "layout_digest", "rank", "create_time")
+    __slots__ = ("adapter", "number", "digest", "blob_digest", "size_bytes", "kind", "layout", "layout_digest", "rank", "create_time", "embedding")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +77,7 @@ class AdapterVersion(_message.Message):
     LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     number: int
     digest: str
@@ -68,23 +88,26 @@ class AdapterVersion(_message.Message):
     layout_digest: str
     rank: int
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, adapter: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., blob_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    embedding: Embedding
+    def __init__(self, adapter: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., blob_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
 
 class AcceptReport(_message.Message):
-    __slots__ = ("family", "layout", "evidence", "matched", "ignored", "warnings")
+    __slots__ = ("family", "layout", "evidence", "matched", "ignored", "warnings", "embedding")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     MATCHED_FIELD_NUMBER: _ClassVar[int]
     IGNORED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     family: str
     layout: str
     evidence: _containers.RepeatedScalarFieldContainer[str]
     matched: _containers.RepeatedCompositeFieldContainer[MatchedModule]
     ignored: _containers.RepeatedCompositeFieldContainer[IgnoredKey]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, family: _Optional[str] = ..., layout: _Optional[str] = ..., evidence: _Optional[_Iterable[str]] = ..., matched: _Optional[_Iterable[_Union[MatchedModule, _Mapping]]] = ..., ignored: _Optional[_Iterable[_Union[IgnoredKey, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    embedding: Embedding
+    def __init__(self, family: _Optional[str] = ..., layout: _Optional[str] = ..., evidence: _Optional[_Iterable[str]] = ..., matched: _Optional[_Iterable[_Union[MatchedModule, _Mapping]]] = ..., ignored: _Optional[_Iterable[_Union[IgnoredKey, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
 
 class MatchedModule(_message.Message):
     __slots__ = ("module", "kind", "rank", "scale")

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class UploadSpec(_message.Message):
-    __slots__ = ("name", "size_bytes", "sha256", "validate_only", "layout", "peft_config", "alpha", "labels", "default_weight", "trigger_words", "description")
+    __slots__ = ("name", "size_bytes", "sha256", "validate_only", "layout", "peft_config", "alpha", "trigger", "labels", "default_weight", "trigger_words", "description")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class UploadSpec(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     PEFT_CONFIG_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     TRIGGER_WORDS_FIELD_NUMBER: _ClassVar[int]
@@ -34,11 +35,12 @@ class UploadSpec(_message.Message):
     layout: str
     peft_config: str
     alpha: float
+    trigger: str
     labels: _containers.ScalarMap[str, str]
     default_weight: float
     trigger_words: _containers.RepeatedScalarFieldContainer[str]
     description: str
-    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., validate_only: _Optional[bool] = ..., layout: _Optional[str] = ..., peft_config: _Optional[str] = ..., alpha: _Optional[float] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., validate_only: _Optional[bool] = ..., layout: _Optional[str] = ..., peft_config: _Optional[str] = ..., alpha: _Optional[float] = ..., trigger: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
 
 class UploadAdapterRequest(_message.Message):
     __slots__ = ("spec", "chunk")
