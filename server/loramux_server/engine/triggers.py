@@ -39,7 +39,7 @@ def split(text: str, triggers: Sequence[str]) -> list[str | int]:
     return [piece for piece in pieces if piece != ""]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _pattern(triggers: tuple[str, ...]) -> tuple[re.Pattern[str], list[int]]:
     """One group a trigger, the longest first, and the index of each."""
     numbers = sorted(range(len(triggers)), key=lambda number: -len(triggers[number]))
