@@ -3,12 +3,13 @@
 import io
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from random_adapters import ALL_PARTS, RandomAdapter, random_adapter
+from random_adapters import ALL_PARTS, RandomAdapter, random_adapter, random_embedding
 
 from loramux_server.requests import (
     BlendEntry,
@@ -38,15 +39,24 @@ _PROMPTS = ("a red apple", "a (dog:1.4)", "a house on a [blue] background", _LON
 
 
 def adapters(base: Path, folder: Path, strength: float = 0.5) -> list[RandomAdapter]:
-    """One of each, of unequal ranks."""
-    return [
+    """One of each, of unequal ranks, and an embedding for the trigger "swirly"."""
+    loras = [
         random_adapter(base, folder, name, rank=rank, alpha=rank / 2, strength=strength, seed=rank, parts=_PARTS[name])
         for name, rank in RANKS.items()
     ]
+    return [*loras, random_embedding(base, folder, "swirly", vectors=3, seed=1)]
 
 
 def random_request(dice: random.Random, seed: int) -> GenerationRequest:
-    """Two or three steps to six; of one size, so that most share forwards."""
+    """Three steps to six; of one size, so that most share forwards. One in four lists the embedding."""
+    request = _without_embedding(dice, seed)
+    if seed % 4:
+        return request
+    blend = (*request.blend, BlendEntry("swirly", dice.choice([0.5, 1.0])))
+    return replace(request, prompt=f"{request.prompt}, swirly", blend=blend)
+
+
+def _without_embedding(dice: random.Random, seed: int) -> GenerationRequest:
     names = dice.sample(list(RANKS), dice.choice([0, 1, 1, 2, 2]))  # which the pool holds beside one another
     image = _picture(dice.randint(0, 3)) if dice.random() < 0.3 else None
     mask = _mask() if image is not None and dice.random() < 0.5 else None

@@ -1,4 +1,4 @@
-"""Files of adapters with random factors, in PEFT naming, for any base."""
+"""Files of LoRA with random factors, in PEFT naming, and of random embeddings, for any base."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 @dataclass(frozen=True)
 class RandomAdapter:
-    """An adapter file in PEFT naming, with alpha in its metadata as diffusers writes it."""
+    """An adapter file; a LoRA has alpha in its metadata, as diffusers writes it, and an embedding rank 0."""
 
     name: str
     file: Path
@@ -44,6 +44,15 @@ def random_adapter(
     file = folder / f"{name}.safetensors"
     save_file(tensors, file, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(config)})
     return RandomAdapter(name, file, rank)
+
+
+def random_embedding(base: Path, folder: Path, name: str, *, vectors: int, seed: int) -> RandomAdapter:
+    """For a base of one text encoder; ten times as large as the vectors of tiny bases, so that pictures show it."""
+    width = json.loads((base / "text_encoder" / "config.json").read_text())["hidden_size"]
+    drawn = torch.randn(vectors, width, generator=torch.Generator().manual_seed(seed)) * 0.3
+    file = folder / f"{name}.safetensors"
+    save_file({"emb_params": drawn}, file)
+    return RandomAdapter(name, file, 0)
 
 
 def _targets(tensors: Mapping[str, torch.Tensor], component: str) -> list[str]:
