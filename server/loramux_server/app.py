@@ -93,6 +93,8 @@ class App:
             self.metrics,
             version=self.version,
             pool_bytes=settings.pool_bytes,
+            prompt_cache_bytes=settings.prompt_cache_bytes,
+            cross_attention_cache_bytes=settings.cross_attention_cache_bytes,
             impl=impl,
             fixed=_fixed(settings),
             observer=observer,

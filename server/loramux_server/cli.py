@@ -34,6 +34,8 @@ def serve(
     max_queue: int | None = None,
     max_side: int | None = None,
     pool_bytes: int | None = None,
+    prompt_cache_bytes: int | None = None,
+    cross_attention_cache_bytes: int | None = None,
     drain_seconds: float | None = None,
     verbose: Annotated[bool, Parameter(alias="-v")] = False,
 ) -> int:
@@ -74,6 +76,11 @@ def serve(
         Largest width and height in pixels. Default: 1024.
     pool_bytes:
         Bytes of device memory for rank rows. Default: 2 GiB.
+    prompt_cache_bytes:
+        Bytes of device memory for embeddings of prompts; 0 keeps none. Default: 64 MiB.
+    cross_attention_cache_bytes:
+        Bytes of device memory for cross-attention keys and values of pictures in flight; 0 keeps none.
+        Default: 256 MiB.
     drain_seconds:
         Seconds that running requests get at stop. Default: 30.
     verbose:

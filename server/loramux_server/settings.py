@@ -48,4 +48,12 @@ class Settings(BaseSettings):
     max_queue: int = Field(default=256, ge=1, description="Most pictures waiting or running.")
     max_side: int = Field(default=1024, ge=64, description="Largest width and height, in pixels.")
     pool_bytes: int = Field(default=2 << 30, ge=1 << 20, description="Bytes of device memory for rank rows.")
+    prompt_cache_bytes: int = Field(
+        default=64 << 20, ge=0, description="Bytes of device memory for embeddings of prompts; 0 keeps none."
+    )
+    cross_attention_cache_bytes: int = Field(
+        default=256 << 20,
+        ge=0,
+        description="Bytes of device memory for cross-attention keys and values of pictures in flight; 0 keeps none.",
+    )
     drain_seconds: float = Field(default=30.0, ge=0, description="Seconds that running requests get at stop.")

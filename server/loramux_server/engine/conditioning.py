@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loramux_server.engine.blends import PlacedBlend
+from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.lora_layers import LayerGroup
 from loramux_server.engine.pipeline import Base
-from loramux_server.engine.text import BlendedText, Inversion, PromptEncoder, Trigger
+from loramux_server.engine.text import BlendedText, Encoded, Inversion, PromptEncoder, Trigger
 from loramux_server.errors import Violation
 from loramux_server.requests import Job, Prompt, TextMode, Weighted
 
@@ -97,10 +98,10 @@ def guidance_embedding(scale: float, width: int) -> Tensor:
 class Conditioner:
     """Turns a job's texts, size and guidance scale into what its pictures' rows are given."""
 
-    def __init__(self, base: Base, groups: Mapping[str, LayerGroup]) -> None:
+    def __init__(self, base: Base, groups: Mapping[str, LayerGroup], cache: BytesLru[Encoded]) -> None:
         self._base = base
         self.encoders = tuple(
-            PromptEncoder(encoder, groups[encoder.name], base.device, skips_last_layer=base.skips_last_layer)
+            PromptEncoder(encoder, groups[encoder.name], base.device, cache, skips_last_layer=base.skips_last_layer)
             for encoder in base.text_encoders
         )
 
@@ -148,8 +149,8 @@ class Conditioner:
         blended = [[_blended(text, blend, encoder.name) for text, blend in texts] for encoder in self.encoders]
         pairs = list(zip(self.encoders, blended, strict=True))
         chunks = max(encoder.count(text.text, mode, text.triggers) for encoder, each in pairs for text in each)
-        hidden = [encoder.encode(each, mode, chunks) for encoder, each in pairs]
-        return torch.cat(hidden, dim=-1), self.encoders[-1].pooled(blended[-1], mode)
+        found = [encoder.encode(each, mode, chunks) for encoder, each in pairs]
+        return torch.cat([each.hidden for each in found], dim=-1), found[-1].pooled
 
 
 def _blended(text: str, blend: PlacedBlend, encoder: str) -> BlendedText:
@@ -189,8 +190,9 @@ def _unheard(prompts: Sequence[Prompt], blend: str, place: int, weighted: Weight
 
 def _text_key(blend: PlacedBlend, encoder: str) -> Hashable:
     """What the blend does to a text encoder, for good."""
-    return tuple(
+    scales = [
         (weighted.version.digest, weighted.in_text_encoder(encoder))
         for weighted, _ in blend.adapters
         if any(path.startswith(f"{encoder}.") for path in weighted.version.ranks)
-    )
+    ]
+    return tuple((digest, scale) for digest, scale in scales if scale != 0)

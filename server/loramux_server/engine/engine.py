@@ -20,6 +20,7 @@ from loramux_server import parameters
 from loramux_server.engine import image_latents, pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
 from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, RowEntries
+from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.image_latents import ImageLatents
@@ -27,6 +28,7 @@ from loramux_server.engine.lora_layers import LayerGroup, wrap
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.previews import Previews
 from loramux_server.engine.sampling import ImageSampler, guide
+from loramux_server.engine.text_projections import Projected, TextProjections
 from loramux_server.errors import BadSetting, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling, Source, Weighted
@@ -61,11 +63,13 @@ class StepResult:
 class _Image:
     """A picture between ticks. given: to its rows, blends: theirs; unconditional first where guided.
 
-    settled: entries of the rows where their blends do not change with progress.
+    projected: keys and values of the rows' texts, where they are kept; settled: entries of the rows where their blends
+    do not change with progress.
     """
 
     sampler: ImageSampler
     given: Given
+    projected: tuple[Projected | None, ...]
     sampling: Sampling
     blends: tuple[PlacedBlend, ...]
     preview_every: int
@@ -75,16 +79,19 @@ class _Image:
         """Rows of its next step."""
         settled = self.settled or tuple(blend.at(self.sampler.progress, groups) for blend in self.blends)
         latents, timestep = self.sampler.model_input(), self.sampler.timestep.expand(1)
-        return [_Row(latents, timestep, *each) for each in zip(self.given.by_row(), settled, strict=True)]
+        parts = zip(self.given.by_row(), self.projected, settled, strict=True)
+        return [_Row(latents, timestep, *each) for each in parts]
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of a forward. latents [1, C, h, w]; timestep [1]; given: to this row; entries: by layer group."""
+    """A row of a forward. latents [1, C, h, w]; timestep [1]; given: to this row; projected: keys and values of its
+    text, where they are kept; entries: by layer group."""
 
     latents: Tensor
     timestep: Tensor
     given: Given
+    projected: Projected | None
     entries: Mapping[str, RowEntries]
 
 
@@ -108,6 +115,8 @@ class Engine:
         *,
         version: str,
         pool_bytes: int,
+        prompt_cache_bytes: int,
+        cross_attention_cache_bytes: int,
         impl: Impl = "reference",
         fixed: Fixed | None = None,
         observer: Observer | None = None,
@@ -132,7 +141,10 @@ class Engine:
         self.max_rank = fixed.rank if fixed else MAX_ROW_RANK
         self.adapters = AdapterCache(self.groups, compiled, metrics, self.max_rank, base.device)
         self._previews = Previews(base.vae)
-        self.conditioner = Conditioner(base, self.groups)
+        self.conditioner = Conditioner(base, self.groups, BytesLru("prompt", prompt_cache_bytes, metrics))
+        self.texts = TextProjections(
+            base.unet, self.groups["unet.attention"], cross_attention_cache_bytes, metrics, fixed and fixed.rows
+        )
 
     def load(self, job: Job) -> "Future[Lease]":
         """Brings the job's adapters onto the device; never blocks."""
@@ -150,6 +162,7 @@ class Engine:
         """Encodes the job's prompts and makes the first latents of its pictures; start: where it has a source."""
         blends = _blends(job, lease)
         given = self.conditioner.given(job, blends)
+        projected = self.texts.of(given.text, blends)
         settled = None
         if not any(blend.scheduled for blend in blends):
             settled = tuple(blend.at(0.0, self._unet_groups) for blend in blends)
@@ -160,7 +173,7 @@ class Engine:
                 job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device, start
             )
             self._images[ImageKey(job.id, index)] = _Image(
-                sampler, given, job.sampling, blends, job.output.preview_every, settled
+                sampler, given, projected, job.sampling, blends, job.output.preview_every, settled
             )
 
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
@@ -221,6 +234,7 @@ class Engine:
                 tables = stack.enter_context(self.groups[name].adding([row.entries[name] for row in rows]))
                 used |= {f"{name} {block}".rstrip(): each for block, each in tables.items()}
             self._observe(used, len(asked))
+            stack.enter_context(self.texts.given([row.projected for row in rows], adapters=bool(used)))
             latents, timesteps = torch.cat([row.latents for row in rows]), torch.cat([row.timestep for row in rows])
             dtype = self.base.unet.dtype
             given = unet_arguments([row.given for row in rows], dtype)

@@ -49,12 +49,16 @@ class FusedProjections(nn.Module):
 class _Processor:
     """Diffusers' processor for fused projections where the batch adds rank rows, otherwise the plain one."""
 
-    def __init__(self, plain: AttnProcessor2_0) -> None:
-        self._plain, self._fused = plain, FusedAttnProcessor2_0()
+    def __init__(self, plain: AttnProcessor2_0, key: LoraLinear) -> None:
+        self._plain, self._fused, self._key = plain, FusedAttnProcessor2_0(), key
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        adding = attn.to_k.group.tables_of(attn.to_k.block) is not None and attn.to_k.pool is not None
-        return (self._fused if adding else self._plain)(attn, hidden_states, *args, **kwargs)
+        return (self._fused if adds(self._key) else self._plain)(attn, hidden_states, *args, **kwargs)
+
+
+def adds(layer: LoraLinear) -> bool:
+    """Whether a layer adds rank rows in this forward."""
+    return layer.group.tables_of(layer.block) is not None and layer.pool is not None
 
 
 def fuse_projections(unet: nn.Module) -> int:
@@ -69,6 +73,6 @@ def fuse_projections(unet: nn.Module) -> int:
         if len({layer.weight.shape for layer in layers}) > 1:
             continue
         setattr(attention, "to_kv" if cross else "to_qkv", FusedProjections(layers))
-        attention.set_processor(_Processor(module.processor))
+        attention.set_processor(_Processor(module.processor, attention.to_k))
         fused += 1
     return fused

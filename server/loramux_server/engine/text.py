@@ -11,7 +11,6 @@ A trigger's vectors take the places of tokens, one each, and go in where the tok
 tokenizer and the table stay as they are, and a text without triggers is read as if there were no embeddings.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from loramux_kernels import Entries
 from loramux_server.engine.blends import EVERYWHERE
+from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.chunks import fill
 from loramux_server.engine.inversions import PLACEHOLDER, Inversion, Token, Vector, put_in
 from loramux_server.engine.lora_layers import LayerGroup
@@ -30,7 +30,6 @@ from loramux_server.engine.triggers import Trigger, split
 from loramux_server.errors import Violation
 from loramux_server.requests import LongPrompt, PromptSyntax, TextMode
 
-CACHE_BYTES = 64 << 20
 MAX_CHUNKS = 8
 
 
@@ -63,7 +62,7 @@ class BlendedText:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """hidden [1, tokens, width]; pooled [1, projection], where the text encoder has a projection."""
+    """hidden [texts, tokens, width]; pooled [texts, projection], where the text encoder has a projection."""
 
     hidden: Tensor
     pooled: Tensor | None
@@ -75,7 +74,7 @@ class Encoded:
 
 
 class PromptEncoder:
-    """One text encoder behind a cache of the most recently used embeddings.
+    """One text encoder behind a cache of the most recently used embeddings, which all text encoders share.
 
     One text at a time: the embeddings of a text then never depend on what is encoded beside it.
     skips_last_layer: embeddings are those of the layer before the last, without the final normalisation.
@@ -86,18 +85,16 @@ class PromptEncoder:
         encoder: TextEncoder,
         group: LayerGroup,
         device: torch.device,
+        cache: BytesLru[Encoded],
         *,
         skips_last_layer: bool,
-        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.name = encoder.name
         self._encoder = encoder
         self._group = group
         self._device = device
+        self._cache = cache
         self._skips_last_layer = skips_last_layer
-        self._cache_bytes = cache_bytes
-        self._bytes = 0
-        self._cache: OrderedDict[Hashable, Encoded] = OrderedDict()
 
     def violations(self, prompts: Mapping[str, tuple[str, Sequence[Trigger]]], mode: TextMode) -> list[Violation]:
         """What is wrong with prompts by field, each with its triggers: too many chunks, or more layers skipped than
@@ -122,31 +119,32 @@ class PromptEncoder:
         chunks = self._chunks(text, mode, triggers)
         return {token.embedding for chunk in chunks for token in chunk.tokens if isinstance(token, Vector)}
 
-    def encode(self, texts: Sequence[BlendedText], mode: TextMode, chunks: int) -> Tensor:
-        """Embeddings [texts, chunks * tokens, width]; texts of fewer chunks are filled up with chunks of no text."""
-        return torch.cat([self._filled(text, mode, chunks) for text in texts])
+    def encode(self, texts: Sequence[BlendedText], mode: TextMode, chunks: int) -> Encoded:
+        """Embeddings [texts, chunks * tokens, width], and projections [texts, width] of first chunks, where the text
+        encoder has a projection; texts of fewer chunks are filled up with chunks of no text."""
+        found = [self._filled(text, mode, chunks) for text in texts]
+        pooled = [each.pooled for each in found if each.pooled is not None]
+        return Encoded(torch.cat([each.hidden for each in found]), torch.cat(pooled) if pooled else None)
 
-    def pooled(self, texts: Sequence[BlendedText], mode: TextMode) -> Tensor | None:
-        """Projections [texts, width] of the texts' first chunks; None where the text encoder has no projection."""
-        found = [self._encoded(text, mode).pooled for text in texts]
-        return torch.cat([each for each in found if each is not None]) if found[0] is not None else None
-
-    def _filled(self, text: BlendedText, mode: TextMode, chunks: int) -> Tensor:
+    def _filled(self, text: BlendedText, mode: TextMode, chunks: int) -> Encoded:
+        encoded = self._encoded(text, mode)
         missing = chunks - self.count(text.text, mode, text.triggers)
-        filling = [self._encoded(replace(text, text=""), mode).hidden] * missing if missing else []
-        return torch.cat([self._encoded(text, mode).hidden, *filling], dim=1)
+        if missing == 0:
+            return encoded
+        filling = [self._encoded(replace(text, text=""), mode).hidden] * missing
+        return replace(encoded, hidden=torch.cat([encoded.hidden, *filling], dim=1))
 
     def _encoded(self, text: BlendedText, mode: TextMode) -> Encoded:
-        key = (text.text, mode, text.blend_key)
-        if key not in self._cache:
-            with self._group.adding([{EVERYWHERE: text.entries}]):
-                chunks = [
-                    self._encode(chunk, mode.clip_skip, text.inversions)
-                    for chunk in self._chunks(text.text, mode, text.triggers)
-                ]
-            self._store(key, Encoded(torch.cat([chunk.hidden for chunk in chunks], dim=1), chunks[0].pooled))
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        key = (self.name, text.text, mode, text.blend_key)
+        return self._cache.get(key, lambda: self._run_chunks(text, mode))
+
+    def _run_chunks(self, text: BlendedText, mode: TextMode) -> Encoded:
+        with self._group.adding([{EVERYWHERE: text.entries}]):
+            chunks = [
+                self._encode(chunk, mode.clip_skip, text.inversions)
+                for chunk in self._chunks(text.text, mode, text.triggers)
+            ]
+        return Encoded(torch.cat([chunk.hidden for chunk in chunks], dim=1), chunks[0].pooled)
 
     @property
     def _room(self) -> int:
@@ -210,10 +208,3 @@ class PromptEncoder:
         if not self._skips_last_layer:
             hidden = getattr(model, "text_model", model).final_layer_norm(hidden)
         return Encoded(hidden, pooled)
-
-    def _store(self, key: Hashable, encoded: Encoded) -> None:
-        self._cache[key] = encoded
-        self._bytes += encoded.nbytes
-        while self._bytes > self._cache_bytes and len(self._cache) > 1:
-            _, oldest = self._cache.popitem(last=False)
-            self._bytes -= oldest.nbytes
