@@ -151,7 +151,7 @@ def test_the_engine_is_compared_with_what_draws_the_same(monkeypatch: pytest.Mon
     monkeypatch.setattr(engine, "_PEER_STEPS", 4)
     monkeypatch.setattr(engine, "ratio", lambda *sides, **_: float(len([calls.append(side()) for side in sides])))
     rows = engine.measure()
-    assert len(rows) == 4 and len(calls) == 8 and rows[-1].bound == ">=2.5"
+    assert len(rows) == 5 and len(calls) == 10 and rows[-1].bound == ">=2.5"
 
 
 @pytest.mark.parametrize(

@@ -268,11 +268,15 @@ def test_with_deterministic_no_bit_depends_on_what_is_kept(
     scheduled = replace(PLAIN, blend=(BlendEntry(ONE, 0.8, schedule=((0.5, 0.0), (0.5, 1.0))),), seed=8)
     for server in (keeping, bare):
         server.publish(three_adapters(tiny_base, tmp_path, 0.3))
+    shapes: list[int] = []
+    for layers in texts_of(keeping)._layers:
+        layers.key.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
     want = bare.draw([*asked, scheduled])
     got = keeping.draw([*asked, scheduled])  # rows that have none take others with them
     assert count(keeping, "hits_total", "cross_attention") > 0 < count(keeping, "misses_total", "cross_attention")
     assert all(np.array_equal(one, other) for one, other in zip(want, got, strict=True))
     assert np.array_equal(keeping.draw([asked[4]])[0], want[4]), "a plain picture alone"
+    assert set(shapes) == {4}, "texts are projected in the shape of every forward"
 
 
 def test_a_forward_without_adapters_computes_its_own(server: Any) -> None:

@@ -26,18 +26,30 @@ _WEIGHTS = (0.3, 0.6, 0.9, 1.2)
 
 def measure() -> list[Row]:
     """Ratios of whole denoising runs on the built-in base."""
-    with tempfile.TemporaryDirectory() as folder, _app(folder) as app, _app(folder, deterministic=True) as fixed:
-        return [*_measure(app), _cost_of_fixed(app, fixed), *_against_peer(app)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _app(folder) as app,
+        _app(folder, deterministic=True) as fixed,
+        _app(folder, cross_attention_cache_bytes=0) as forgetful,
+    ):
+        return [*_measure(app), _gain_of_keeping(app, forgetful), _cost_of_fixed(app, fixed), *_against_peer(app)]
 
 
 @contextmanager
-def _app(folder: str, *, deterministic: bool = False) -> Generator[App]:
-    app = App(Settings(store=Path(folder) / str(deterministic), deterministic=deterministic))
+def _app(folder: str, **settings: int) -> Generator[App]:
+    app = App(Settings.model_validate({"store": Path(folder) / "-".join(settings), **settings}))
     try:
         yield app
     finally:
         app.engine.close()
         app.store.close()
+
+
+def _gain_of_keeping(app: App, forgetful: App) -> Row:
+    """Keys and values of cross-attention, computed once or in every step."""
+    jobs = [_job(app, blend) for blend in _blends(app)]
+    value = ratio(lambda: _run(app, jobs), lambda: _run(forgetful, jobs))
+    return Row("8 pictures of 8 blends, keys and values kept / computed in every step", value, "x")
 
 
 def _cost_of_fixed(app: App, fixed: App) -> Row:
