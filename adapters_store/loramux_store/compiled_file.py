@@ -1,7 +1,7 @@
 """The compiled file: a version's canonical factors, as one safetensors file.
 
 `<module>.a` is A, fp32 [r, K] (a convolution's K laid out [kh][kw][Cin]); `<module>.b` is B
-transposed, fp32 [r, N]. Metadata: format, and {module: {rank, scale}} as JSON under modules.
+transposed, fp32 [r, N]. Metadata: format, and {module: {rank, scale}} as JSON under modules. A seal ends it.
 Takes tables of shapes and buffers; gives the file, and says whether a file is of the current
 form. Knows no uploads and no torch.
 """
@@ -17,10 +17,11 @@ from pathlib import Path
 from loramux_store.errors import Refused
 from loramux_store.header import read_container
 from loramux_store.layout import ModuleSpec
+from loramux_store.seal import SEAL, is_unbroken, seal_entry
 
 __all__ = ["FORMAT", "CompiledModule", "header_bytes", "is_current"]
 
-FORMAT = "1"
+FORMAT = "2"
 # Bounds the scan of our own file only: a 4 GiB upload in fp8 becomes 16 GiB of fp32.
 _MAX_FILE = 1 << 40
 
@@ -42,7 +43,7 @@ class CompiledModule:
 
 
 def header_bytes(modules: list[CompiledModule]) -> bytes:
-    """Length and JSON; the data follow as a then b of each module, in this order."""
+    """Length and JSON; the data follow as a then b of each module, in this order, then the seal."""
     table = {module.path: {"rank": module.rank, "scale": module.scale} for module in modules}
     header: dict[str, object] = {
         "__metadata__": {
@@ -60,17 +61,19 @@ def header_bytes(modules: list[CompiledModule]) -> bytes:
                 "data_offsets": [at, end],
             }
             at = end
+    header[SEAL] = seal_entry(at)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the floats lie aligned
     return len(text).to_bytes(8, "little") + text
 
 
 def is_current(path: Path, ranks: Mapping[str, int]) -> bool:
-    """Whether the file is there, whole, of this form and of these modules."""
+    """Whether the file is there, of this form and of these modules, and unbroken."""
     try:
         container = read_container(path, _MAX_FILE)
         table = json.loads(container.metadata.get("modules", "null"))
         found = {module: row["rank"] for module, row in table.items()}
+        unbroken = container.metadata.get("format") == FORMAT and is_unbroken(path)
     except (OSError, Refused, ValueError, AttributeError, TypeError, KeyError):
         return False
-    return container.metadata.get("format") == FORMAT and found == dict(ranks)
+    return unbroken and found == dict(ranks)

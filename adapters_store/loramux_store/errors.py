@@ -110,6 +110,7 @@ class DataLoss(StoreError):
     def __init__(self, digest: str, message: str) -> None:
         super().__init__(f"blob {digest}: {message}")
         self.digest = digest
+        self.cause = message
 
 
 class SchemaTooNew(StoreError):

@@ -9,6 +9,7 @@ scales -> compiled file -> blob -> catalog row. A crash leaves the version whole
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -164,9 +165,15 @@ class Store:
         return _planned(container, spec.options, spec.name, self.layouts(), wanted)
 
     def _write_compiled(self, plan: Plan | EmbeddingPlan, part: Path) -> tuple[str, ...]:
-        disk = self._shelf.disk
+        disk, digest = self._shelf.disk, hashlib.sha256()
         with disk.create(part) as handle:
-            warnings = _convert(plan, lambda data: disk.write(handle, data))
+
+            def write(data: memoryview) -> None:
+                digest.update(data)
+                disk.write(handle, data)
+
+            warnings = _convert(plan, write)
+            disk.write(handle, digest.digest())
             disk.sync(handle)
         return warnings
 

@@ -7,6 +7,7 @@
     ├── TooLate             it could not be done before its deadline
     ├── Draining            the server is stopping
     ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
+    │   └── OutOfMemory     it does not fit into device memory, not even alone
     ├── BadBase             a folder or file that is no Stable Diffusion base (at start)
     └── BadSetting          a setting that does not suit the base or the device (at start)
 
@@ -66,6 +67,10 @@ class Draining(LoraMuxError):
 
 class PictureFailed(LoraMuxError):
     """A picture that could not be finished through no fault of the request's fields."""
+
+
+class OutOfMemory(PictureFailed):
+    """What a picture needs does not fit into device memory, not even alone. A smaller one may fit."""
 
 
 class BadBase(LoraMuxError):

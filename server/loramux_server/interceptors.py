@@ -145,6 +145,8 @@ def _describe(error: Exception) -> _Details:
             return code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", {"estimated_seconds": f"{error.seconds:.1f}"}, []
         case errors.Draining() | shelf.Closed():
             return code.UNAVAILABLE, "DRAINING", {}, []
+        case errors.OutOfMemory():
+            return code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", {}, []
         case errors.PictureFailed():
             return code.INTERNAL, "PICTURE_FAILED", {}, []
         case shelf.NotFound():

@@ -166,7 +166,7 @@ class Runner:
         self._note_first_steps(plan.keys, started)
         try:
             results = self._engine.step(plan.keys)
-        except Exception:
+        except Exception:  # the engine fails single pictures itself: this is a fault in it
             _log.exception("a forward failed")
             self._fail_all({key.job for key in plan.keys}, PictureFailed("the forward of this picture failed"))
             return True
@@ -223,6 +223,9 @@ class Runner:
         try:
             assert result.latents is not None
             data = self._engine.deliver(job, result.key.index, result.latents)
+        except PictureFailed as error:
+            self._end_soon(job.id, Failed(error), "failed")
+            return
         except Exception:
             _log.exception("a picture could not be decoded")
             error = PictureFailed(f"picture {result.key.index} could not be decoded")

@@ -143,7 +143,7 @@ def compiled_delta(path: Path, layout: Layout) -> dict[str, Tensor]:
     tensors = safetensors.torch.load_file(path)
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "1"
+    assert metadata["format"] == "2"
     table = json.loads(metadata["modules"])
     assert set(tensors) == {f"{module}.{part}" for module in table for part in "ab"}
     return {module: _delta(tensors, module, row, layout.modules[module]) for module, row in table.items()}

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from loramux_kernels import PoolFull
 from loramux_server.engine.blends import Rows, Vectors
+from loramux_server.engine.device_memory import RAN_OUT
 from loramux_server.engine.lora_layers import LayerGroup
-from loramux_server.errors import Incompatible, PictureFailed
+from loramux_server.errors import Incompatible, OutOfMemory, PictureFailed
 from loramux_server.metrics import Metrics
-from loramux_store.errors import StoreError
+from loramux_store.errors import DataLoss, StoreError
 from loramux_store.header import read_container
 from loramux_store.record import VersionRecord
+from loramux_store.seal import SEAL
 
 LOADS_PAST = 8
 """Jobs that pass one that waits for room before others that must load wait behind it."""
@@ -39,6 +42,8 @@ VECTOR_BYTES = 64 << 20
 """For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit."""
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Factors = dict[str, tuple[Tensor, Tensor, float]]
 """Module path to (a [r, K], b [r, N], scale)."""
@@ -254,7 +259,7 @@ class AdapterCache:
             with self._lock:
                 self._line = [other for other in self._line if other is not wanted]
             if wanted.future.set_running_or_notify_cancel():
-                wanted.future.set_exception(_told(error, wanted.versions))
+                wanted.future.set_exception(error)
         else:
             if lease is not None:
                 self._hand_over(wanted, lease)
@@ -286,10 +291,10 @@ class AdapterCache:
         self._metrics.cache_misses.labels("device").inc()
         try:
             vectors = self._bring(version, rows)
-        except BaseException:
+        except Exception as error:
             with self._lock:
                 self._give_back(rows, _vector_bytes(version))
-            raise
+            raise _told(error, version) from error
         resident = _Resident(rows, vectors, users=1)
         with self._lock:
             self._resident[version.digest] = resident
@@ -299,13 +304,19 @@ class AdapterCache:
 
     def _bring(self, version: VersionRecord, rows: Rows) -> Vectors:
         """Reads the compiled file: an embedding's vectors onto the device, others' factors into their rows."""
-        file = self._compiled(version)
         if version.embedding is not None:
-            return _read_vectors(file, self._device)
-        factors = _read(file)
+            return self._read(version, lambda file: _read_vectors(file, self._device))
+        factors = self._read(version, _read)
         for name, numbers in rows.items():
             self._groups[name].write(numbers, {p: f for p, f in factors.items() if self._group_of[p] == name})
         return {}
+
+    def _read(self, version: VersionRecord, read: Callable[[Path], T]) -> T:
+        """Of the compiled file; once more where it went away between the store's check and the reading."""
+        try:
+            return read(self._compiled(version))
+        except FileNotFoundError:
+            return read(self._compiled(version))
 
     def _give_back(self, rows: Rows, vector_bytes: int) -> None:
         for name, numbers in rows.items():
@@ -339,17 +350,23 @@ def _vector_bytes(version: VersionRecord) -> int:
     return 0 if embedding is None else 4 * embedding.vectors * sum(embedding.widths.values())
 
 
-def _told(error: Exception, versions: Sequence[VersionRecord]) -> Exception:
-    """What a client hears: the store's own errors as they are, others without their insides."""
-    if isinstance(error, StoreError):
-        return error
-    _log.error("an adapter could not be loaded", exc_info=error)
-    names = ", ".join(f"{version.adapter}@{version.number}" for version in versions)
-    return PictureFailed(f"one of {names} could not be loaded: {type(error).__name__}")
+def _told(error: Exception, version: VersionRecord) -> Exception:
+    """What a client hears: the store's own errors with the adapter's name, others without their insides."""
+    name = f"{version.adapter}@{version.number}"
+    match error:
+        case DataLoss():
+            return DataLoss(error.digest, f"{error.cause}; adapter {name} cannot be loaded")
+        case StoreError():
+            return error
+        case _ if isinstance(error, RAN_OUT):
+            return OutOfMemory(f"adapter {name} does not fit into device memory")
+        case _:
+            _log.error("an adapter could not be loaded", exc_info=error)
+            return PictureFailed(f"adapter {name} could not be loaded: {type(error).__name__}")
 
 
 def _read_vectors(file: Path, device: torch.device) -> Vectors:
-    return {encoder: each.to(device) for encoder, each in load(file.read_bytes()).items()}
+    return {name: each.to(device) for name, each in load(file.read_bytes()).items() if name != SEAL}
 
 
 def _read(file: Path) -> Factors:

@@ -22,6 +22,7 @@ from loramux_server.engine.adapter_cache import AdapterCache, Lease
 from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, RowEntries
 from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
+from loramux_server.engine.device_memory import RAN_OUT, fitting
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.engine.lora_layers import LayerGroup, wrap
@@ -29,7 +30,7 @@ from loramux_server.engine.pipeline import Base
 from loramux_server.engine.previews import Previews
 from loramux_server.engine.sampling import ImageSampler, guide
 from loramux_server.engine.text_projections import Projected, TextProjections
-from loramux_server.errors import BadSetting, PictureFailed
+from loramux_server.errors import BadSetting, OutOfMemory, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling, Source, Weighted
 from loramux_store.layout import Layout
@@ -152,17 +153,16 @@ class Engine:
 
     def encode(self, job: Job, source: Source) -> ImageLatents:
         """What the job's pictures start from; safe beside ticks."""
-        try:
+        with fitting("image"):
             return image_latents.encode(self.base.vae, job, source, inpainting=self.base.inpainting)
-        except torch.OutOfMemoryError as error:
-            raise PictureFailed("image does not fit into device memory") from error
 
     @torch.inference_mode()
     def begin(self, job: Job, lease: Lease, start: ImageLatents | None = None) -> None:
         """Encodes the job's prompts and makes the first latents of its pictures; start: where it has a source."""
         blends = _blends(job, lease)
-        given = self.conditioner.given(job, blends)
-        projected = self.texts.of(given.text, blends)
+        with fitting("prompt"):
+            given = self.conditioner.given(job, blends)
+            projected = self.texts.of(given.text, blends)
         settled = None
         if not any(blend.scheduled for blend in blends):
             settled = tuple(blend.at(0.0, self._unet_groups) for blend in blends)
@@ -179,29 +179,32 @@ class Engine:
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
         """One UNet forward over all rows of these pictures, which are of one size.
 
-        Out of memory halves the batch until single pictures are left; only such a one fails.
+        A forward that fails, for want of memory or for whatever other reason, is made again in halves until single
+        pictures are left; only a picture whose own forward fails is failed.
         """
         return [result for alike in self._alike(keys) for result in self._step_or_halve(alike)]
 
+    @torch.inference_mode()
     def _step_or_halve(self, keys: Sequence[ImageKey]) -> list[StepResult]:
+        started = time.monotonic()
         try:
-            return self._step(keys)
-        except torch.OutOfMemoryError:
+            predictions = self._predict(keys)
+        except Exception as error:
             if len(keys) == 1:
-                return [self._failed(keys[0], "does not fit into device memory")]
+                return [self._failed_with(keys[0], error, "forward")]
+        else:
+            # not within the try: a picture that has moved on must not step again
+            results = [self._advance(key, part) for key, part in zip(keys, predictions, strict=True)]
+            self._metrics.step_seconds.observe(time.monotonic() - started)
+            return results
         half = len(keys) // 2
         return [*self._step_or_halve(keys[:half]), *self._step_or_halve(keys[half:])]
 
-    @torch.inference_mode()
-    def _step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
-        started = time.monotonic()
+    def _predict(self, keys: Sequence[ImageKey]) -> Sequence[Tensor]:
+        """The forward's predictions [rows, C, h, w] of each picture; changes nothing."""
         images = [self._images[key] for key in keys]
         rows = [row for image in images for row in image.rows(self._unet_groups)]
-        predictions = self._forward(rows)
-        parts = predictions.split([image.given.rows for image in images])
-        results = [self._advance(key, part) for key, part in zip(keys, parts, strict=True)]
-        self._metrics.step_seconds.observe(time.monotonic() - started)
-        return results
+        return self._forward(rows).split([image.given.rows for image in images])
 
     def drop(self, keys: Sequence[ImageKey]) -> None:
         """Forgets pictures that failed or were cancelled."""
@@ -214,7 +217,8 @@ class Engine:
         text = parameters.text_of(job, index, base.name, base.digest, self._version) if job.output.parameters else ""
         if job.output.format == ImageFormat.LATENTS:
             return pictures.raw(latents, text)
-        return pictures.encode(pictures.decode(base.vae, latents), job.output, text)
+        with fitting(f"picture {index}"):
+            return pictures.encode(pictures.decode(base.vae, latents), job.output, text)
 
     def preview(self, latents: Tensor) -> bytes:
         """A small JPEG of latents as foreseen; safe beside ticks."""
@@ -261,27 +265,36 @@ class Engine:
 
     def _advance(self, key: ImageKey, prediction: Tensor) -> StepResult:
         """Moves one picture on; what goes wrong here is that picture's alone."""
+        try:
+            return self._moved(key, prediction)
+        except Exception as error:
+            return self._failed_with(key, error, "sampler")
+
+    def _moved(self, key: ImageKey, prediction: Tensor) -> StepResult:
         image = self._images[key]
         sampler = image.sampler
         if not torch.isfinite(prediction).all():
             return self._failed(key, f"became non-finite at step {sampler.position + 1}")
-        foreseen = None
-        try:
-            guided = guide(prediction, image.sampling)
-            if image.preview_every and (sampler.position + 1) % image.preview_every == 0:
-                foreseen = sampler.foreseen(guided)
-            sampler.advance(guided)
-        except Exception as error:
-            _log.exception("a sampler failed")
-            return self._failed(key, f"failed in its sampler: {type(error).__name__}")
+        guided = guide(prediction, image.sampling)
+        due = image.preview_every and (sampler.position + 1) % image.preview_every == 0
+        foreseen = sampler.foreseen(guided) if due else None
+        sampler.advance(guided)
         if not sampler.finished:
             return StepResult(key, sampler.position, sampler.total, foreseen=foreseen)
+        if not torch.isfinite(sampler.latents).all():  # no further forward would notice
+            return self._failed(key, f"became non-finite at step {sampler.position}")
         del self._images[key]
         return StepResult(key, sampler.position, sampler.total, latents=sampler.latents)
 
-    def _failed(self, key: ImageKey, reason: str) -> StepResult:
+    def _failed_with(self, key: ImageKey, error: Exception, where: str) -> StepResult:
+        if isinstance(error, RAN_OUT):
+            return self._failed(key, "does not fit into device memory", OutOfMemory)
+        _log.error("a picture failed", exc_info=error)
+        return self._failed(key, f"failed in its {where}: {type(error).__name__}")
+
+    def _failed(self, key: ImageKey, reason: str, kind: type[PictureFailed] = PictureFailed) -> StepResult:
         sampler = self._images.pop(key).sampler
-        return StepResult(key, sampler.position, sampler.total, error=PictureFailed(f"picture {key.index} {reason}"))
+        return StepResult(key, sampler.position, sampler.total, error=kind(f"picture {key.index} {reason}"))
 
 
 def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from safetensors.torch import save
 from torch import Tensor
 
+from loramux_server.errors import PictureFailed
 from loramux_server.requests import ImageFormat, Output
 
 TILED_ABOVE = 1536 * 1536
@@ -21,9 +22,15 @@ of Stable Diffusion's VAE take 1 KiB a pixel each. All bases draw their own size
 
 @torch.inference_mode()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
-    """One picture of latents [1, C, h, w], as diffusers' image processor makes it: to [0, 1], then rounded."""
+    """One picture of latents [1, C, h, w], as diffusers' image processor makes it: to [0, 1], then rounded.
+
+    Raises:
+        PictureFailed: where the VAE gave something that is no picture; as bytes it would be black.
+    """
     decoder: Any = vae.tiled_decode if _large(vae, latents) else vae.decode
     pixels = decoder(_unscaled(vae, latents.to(vae.dtype)), return_dict=False)[0]
+    if not torch.isfinite(pixels).all():
+        raise PictureFailed("the picture became non-finite when it was decoded")
     pixels = (pixels / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((pixels * 255).round().astype("uint8"))
 

@@ -25,7 +25,13 @@ class Previews:
 
     @torch.inference_mode()
     def jpeg(self, latents: Tensor) -> bytes:
-        """One pixel a latent: JPEG of finished latents [1, C, h, w] as far as they can be foreseen."""
+        """One pixel a latent: JPEG of finished latents [1, C, h, w] as far as they can be foreseen.
+
+        Raises:
+            ValueError: where they are not finite, as at the first step of a schedule that begins as noise alone.
+        """
+        if not torch.isfinite(latents).all():
+            raise ValueError("the latents as foreseen are not finite")
         if self._map is None:
             self._map = _fit(self._vae)
         features = _features(latents.float())
