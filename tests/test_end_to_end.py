@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -167,6 +168,17 @@ def test_the_response_says_what_was_applied(server: Running, names: list[str]) -
     assert response.timings.total_seconds >= response.timings.denoise_seconds > 0
 
 
+def test_the_server_says_what_it_is_and_can_do(server: Running) -> None:
+    info = server.pictures.GetServerInfo(generation_service_pb2.GetServerInfoRequest())
+    left_out = {field.name for field in info.DESCRIPTOR.fields} - {field.name for field, _ in info.ListFields()}
+    assert left_out == {"distilled", "inpainting", "takes_size_conditioning"}, "no such thing on this base"
+    for part in (info.limits, info.defaults):
+        assert len(part.ListFields()) == len(part.DESCRIPTOR.fields)
+    assert [told.sampler for told in info.sampler_infos] == list(info.samplers) == list(range(1, 11))
+    assert all(told.sigma_schedules[0] == generation_pb2.SIGMA_SCHEDULE_UNSPECIFIED for told in info.sampler_infos)
+    assert info.library_versions["torch"] == version("torch") and len(info.image_formats) == 4
+
+
 def test_a_stream_tells_the_whole_story_in_order(server: Running) -> None:
     events = list(server.pictures.GenerateStream(request(steps=3)))
     assert [event.WhichOneof("event") for event in events] == [
@@ -198,6 +210,10 @@ def test_a_stream_tells_the_whole_story_in_order(server: Running) -> None:
         ({"sampler": 77}, {"sampler": "is 77, expected one of [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"}),
         ({"prompt": "x" * 10_001}, {"prompt": "has 10001 characters, expected at most 10000"}),
         ({"blend": {"": 1.0}}, {"blend.entries[0].adapter": None}),
+        (
+            {"size_conditioning": generation_pb2.SizeConditioning(original_width=1)},
+            {"size_conditioning": "is given, the base builtin takes none"},
+        ),
     ],
 )
 def test_bad_fields_are_named(server: Running, fields: dict[str, object], bad: dict[str, str | None]) -> None:

@@ -7,6 +7,7 @@ know channels or calls.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Unpack, cast
 
 from google.protobuf.message import Message
@@ -16,7 +17,7 @@ from loramux.v1 import generation_pb2 as pb
 from loramux_client import pictures
 from loramux_client.errors import InvalidArgument, Violation
 from loramux_client.image_source import ImageSource, image_bytes
-from loramux_client.server_info import Defaults, Limits, ServerInfo
+from loramux_client.server_info import Defaults, Limits, Sampler, ServerInfo
 
 SAMPLERS: dict[str, pb.Sampler] = {
     "ddim": pb.SAMPLER_DDIM,
@@ -100,6 +101,9 @@ def generate_request(prompt: str, **asking: Unpack[pictures.Asking]) -> pb.Gener
     for field in ("image", "mask"):
         if (source := rest.pop(field, None)) is not None:
             set_field(request, field, image_bytes(field, cast("ImageSource", source)))
+    for field in ("size_conditioning", "negative_size_conditioning"):
+        if (sizes := rest.pop(field, None)) is not None:
+            _set_sizes(getattr(request, field), field, cast("pictures.Sizes", sizes))
     for field, numbers in _ENUMS.items():
         if name := rest.pop(field, None):
             set_field(request, field, _number(field, str(name), numbers))
@@ -123,6 +127,13 @@ def _set_blend(message: pb.Blend, field: str, blend: pictures.Blend) -> None:
             point = entry.schedule.add()
             set_field(point, "progress", at, f"{where}schedule.")
             set_field(point, "factor", factor, f"{where}schedule.")
+
+
+def _set_sizes(message: pb.SizeConditioning, field: str, sizes: pictures.Sizes) -> None:
+    message.SetInParent()  # negative ones of the picture's own size say something too
+    for name, value in asdict(sizes).items():
+        if value is not None:
+            set_field(message, name, value, f"{field}.")
 
 
 def _set_parts(entry: pb.BlendEntry, use: pictures.Use, where: str) -> None:
@@ -191,7 +202,15 @@ def read_applied(message: pb.Applied) -> pictures.Applied:
         image_sha256=message.image_sha256 or None,
         mask_sha256=message.mask_sha256 or None,
         mask_blur=message.mask_blur,
+        size_conditioning=_read_sizes(message, "size_conditioning"),
+        negative_size_conditioning=_read_sizes(message, "negative_size_conditioning"),
     )
+
+
+def _read_sizes(message: pb.Applied, field: str) -> pictures.Sizes | None:
+    if not message.HasField(field):  # pyright: ignore[reportArgumentType]
+        return None
+    return pictures.Sizes(*(getattr(getattr(message, field), each.name) for each in fields(pictures.Sizes)))
 
 
 def _read_adapter(message: pb.AppliedAdapter) -> pictures.AppliedAdapter:
@@ -281,7 +300,7 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
         family=message.family,
         distilled=message.distilled,
         text_widths=dict(sorted(message.text_widths.items())),
-        samplers=tuple(read_sampler(number) for number in message.samplers),
+        samplers=_read_samplers(message),
         limits=Limits(
             size_multiple=limits.size_multiple,
             min_side=limits.min_side,
@@ -293,6 +312,11 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
             max_upload_bytes=limits.max_upload_bytes,
             max_image_bytes=limits.max_image_bytes,
             max_image_pixels=limits.max_image_pixels,
+            max_weight=limits.max_weight,
+            max_guidance_scale=limits.max_guidance_scale,
+            max_prompt_characters=limits.max_prompt_characters,
+            max_schedule_points=limits.max_schedule_points,
+            max_seed=limits.max_seed,
         ),
         defaults=Defaults(
             sampler=read_sampler(defaults.sampler),
@@ -302,4 +326,19 @@ def read_server_info(message: pb.ServerInfo) -> ServerInfo:
             height=defaults.height,
         ),
         inpainting=message.inpainting,
+        takes_size_conditioning=message.takes_size_conditioning,
+        image_formats=tuple(_FORMAT_NAMES.get(number, f"unknown-{number}") for number in message.image_formats),
+        library_versions=dict(message.library_versions),
     )
+
+
+def _read_samplers(message: pb.ServerInfo) -> tuple[Sampler, ...]:
+    """Samplers in the server's order; of one that says no more, only the name."""
+    infos = {info.sampler: info for info in message.sampler_infos}
+    return tuple(_read_sampler_info(infos.get(number, pb.SamplerInfo(sampler=number))) for number in message.samplers)
+
+
+def _read_sampler_info(info: pb.SamplerInfo) -> Sampler:
+    schedules = [number for number in info.sigma_schedules if number != pb.SIGMA_SCHEDULE_UNSPECIFIED]
+    names = tuple(_SIGMA_NAMES.get(number, f"unknown-{number}") for number in schedules)
+    return Sampler(read_sampler(info.sampler), names, info.takes_timesteps)

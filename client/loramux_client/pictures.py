@@ -60,6 +60,19 @@ class Use:
 Blend = Mapping[str, float | None] | Sequence[Use | str]
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What SDXL is told of a picture's size, in pixels: before resizing, what was cut off, after cropping. What is left
+    out is as the picture is."""
+
+    original_width: int | None = None
+    original_height: int | None = None
+    crop_left: int | None = None
+    crop_top: int | None = None
+    target_width: int | None = None
+    target_height: int | None = None
+
+
 class Asking(TypedDict, total=False):
     """What may be asked besides the prompt. Whatever is left out, the server decides."""
 
@@ -88,6 +101,10 @@ class Asking(TypedDict, total=False):
     width: int
     height: int
     """Left out, both are the image's, or else the base's own."""
+    size_conditioning: Sizes
+    """What SDXL is told of the picture's size."""
+    negative_size_conditioning: Sizes
+    """The same for the unconditional row; left out, it is told the same."""
     image: ImageSource
     """A picture to start from: a PNG, JPEG or WebP file as bytes, as a path, or opened in binary mode."""
     strength: float
@@ -151,6 +168,9 @@ class Applied:
     image_sha256: str | None = None
     mask_sha256: str | None = None
     mask_blur: float = 0.0
+    size_conditioning: Sizes | None = None
+    """None where the base is told of no size."""
+    negative_size_conditioning: Sizes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,11 @@ class Limits:
     max_upload_bytes: int
     max_image_bytes: int
     max_image_pixels: int
+    max_weight: float
+    max_guidance_scale: float
+    max_prompt_characters: int
+    max_schedule_points: int
+    max_seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,19 @@ class Defaults:
     guidance_scale: float
     width: int
     height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """What a sampler takes: spreads of noise levels beside the base's own, and whether timesteps may be given."""
+
+    name: str
+    sigma_schedules: tuple[str, ...]
+    takes_timesteps: bool
+
+    def __str__(self) -> str:
+        more = [*self.sigma_schedules, *(("timesteps",) if self.takes_timesteps else ())]
+        return f"{self.name} ({', '.join(more)})" if more else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +71,16 @@ class ServerInfo:
     device: str
     family: str
     distilled: str
-    samplers: tuple[str, ...]
+    samplers: tuple[Sampler, ...]
     limits: Limits
     defaults: Defaults
     text_widths: Mapping[str, int]
     inpainting: bool
     """Whether every request must bring image and mask."""
+    takes_size_conditioning: bool
+    image_formats: tuple[str, ...]
+    library_versions: Mapping[str, str]
+    """Of what pictures depend on, by package."""
 
 
 class Health(IntEnum):

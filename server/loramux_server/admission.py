@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from loramux_server import embeddings, images
+from loramux_server import embeddings, images, sizes
 from loramux_server.errors import Incompatible, InvalidRequest, Violation
 from loramux_server.images import Brought
 from loramux_server.requests import (
@@ -50,7 +50,8 @@ class BaseFacts:
     """What admission needs of the base. side, size_multiple, min_side and max_side in pixels.
 
     inpainting: whether its UNet sees an image and a mask beside the latents.
-    guidance_embedded: the guidance scale is an input of the UNet; text_widths: of token embeddings, by text encoder.
+    guidance_embedded: the guidance scale is an input of the UNet; size_conditioned: so is a picture's size;
+    text_widths: of token embeddings, by text encoder.
     """
 
     name: str
@@ -70,6 +71,7 @@ class BaseFacts:
     distilled: str = ""
     guidance_embedded: bool = False
     text_widths: Mapping[str, int] = field(default_factory=dict[str, int])
+    size_conditioned: bool = False
 
 
 class Admission:
@@ -108,6 +110,7 @@ class Admission:
         job = self._settle(request, brought)
         violations = [
             *_violations(request, job, self.base, self._blocks),
+            *sizes.violations(request, self.base.name, taken=self.base.size_conditioned),
             *_drawn_over(request, job, brought, self.base),
         ]
         _refuse(violations)
@@ -119,7 +122,8 @@ class Admission:
             negative = None  # there is no row that it could act in
         self._check_blends([[weighted.version for weighted in each] for each in (blend, negative or ())])
         source = images.source(request, brought, job.width, job.height)
-        return replace(job, blend=blend, negative_blend=negative, source=source)
+        job = replace(job, blend=blend, negative_blend=negative, source=source)
+        return sizes.settled(job, request) if self.base.size_conditioned else job
 
     def _resolved(self, field: str, entries: Sequence[BlendEntry]) -> tuple[Weighted, ...]:
         blend = tuple(self._weighted(entry) for entry in entries)

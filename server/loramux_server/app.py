@@ -34,7 +34,7 @@ from loramux_server.errors import BadSetting
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
 from loramux_server.metrics import Metrics, StoreCollector
-from loramux_server.requests import Sampler
+from loramux_server.requests import Sampler, ServerFacts
 from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
 from loramux_server.service import AdapterService, GenerationService
@@ -62,6 +62,7 @@ _CPU_ROWS = 32  # of a forward on the CPU, where memory is no bound
 _GUIDANCE = {Family.SD1: 7.5, Family.SD2: 7.5, Family.SDXL: 5.0}  # as diffusers' pipelines have it, like the next
 _DISTILLED_GUIDANCE = {Distilled.LCM: 8.5, Distilled.TURBO: 1.0}  # a turbo model knows no unconditional row
 _STEPS, _DISTILLED_STEPS = 20, 4
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "pillow")  # of what a picture is made with
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -129,7 +130,7 @@ class App:
             ready=lambda: self._ready and self.runner.alive,
         )
         shelf = AdapterService(self.store, self.metrics)
-        pictures = GenerationService(self.admission, self.runner, self.version, str(self.engine.base.device), MAX_FILE)
+        pictures = GenerationService(self.admission, self.runner, self._server_facts())
         server, checks = self._server(pictures, shelf)
         try:
             port = server.add_insecure_port(f"{settings.host}:{settings.port}")
@@ -150,6 +151,10 @@ class App:
             await asyncio.to_thread(shelf.close)
             await asyncio.to_thread(admin.close)
             self.store.close()
+
+    def _server_facts(self) -> ServerFacts:
+        libraries = tuple((name, package_version(name)) for name in _LIBRARIES)
+        return ServerFacts(self.version, str(self.engine.base.device), MAX_FILE, sampling.facts(), libraries)
 
     def _server(self, pictures: GenerationService, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:
         server = grpc.aio.server(interceptors=[Interceptor(self.metrics)], options=_OPTIONS)
@@ -256,6 +261,7 @@ def _facts(engine: Engine, layout: Layout, settings: Settings) -> BaseFacts:
         distilled=base.distilled,
         guidance_embedded=base.guidance_width is not None,
         text_widths=layout.text_widths,
+        size_conditioned=base.unet.config["addition_embed_type"] == "text_time",
     )
 
 

@@ -4,6 +4,7 @@ Together with `service` this is the only place in the server that knows protobuf
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from loramux_server.admission import BaseFacts
 from loramux_server.errors import InvalidRequest, Violation
 from loramux_server.requests import (
     QUALITY,
+    AskedSizes,
     BlendEntry,
     Done,
     GenerationRequest,
@@ -29,7 +31,10 @@ from loramux_server.requests import (
     PromptSyntax,
     Queued,
     Sampler,
+    SamplerFacts,
+    ServerFacts,
     SigmaSchedule,
+    SizeConditioning,
     Started,
     Stepped,
     TextMode,
@@ -138,7 +143,17 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
         mask=message.mask if message.HasField("mask") else None,
         mask_blur=message.mask_blur if message.HasField("mask_blur") else None,
         priority=_known("priority", message.priority, _PRIORITIES),
+        sizes=_asked_sizes(message, "size_conditioning"),
+        negative_sizes=_asked_sizes(message, "negative_size_conditioning"),
     )
+
+
+def _asked_sizes(message: generation_pb2.GenerateRequest, field: str) -> AskedSizes | None:
+    if not message.HasField(field):  # pyright: ignore[reportArgumentType]
+        return None
+    sizes: generation_pb2.SizeConditioning = getattr(message, field)
+    names = [each.name for each in fields(AskedSizes)]
+    return AskedSizes(**{name: getattr(sizes, name) for name in names if sizes.HasField(name)})  # pyright: ignore[reportArgumentType]
 
 
 def _blend(message: generation_pb2.Blend) -> tuple[BlendEntry, ...]:
@@ -186,7 +201,13 @@ def applied(job: Job, base: BaseFacts, server_version: str) -> generation_pb2.Ap
         image_sha256=job.source.image_digest if job.source else "",
         mask_sha256=job.source.mask_digest if job.source else "",
         mask_blur=job.source.mask_blur if job.source else 0.0,
+        size_conditioning=_sizes(job.sizes),
+        negative_size_conditioning=_sizes(job.negative_sizes),
     )
+
+
+def _sizes(sizes: SizeConditioning | None) -> generation_pb2.SizeConditioning | None:
+    return None if sizes is None else generation_pb2.SizeConditioning(**asdict(sizes))
 
 
 def _applied_adapter(weighted: Weighted) -> generation_pb2.AppliedAdapter:
@@ -248,18 +269,22 @@ def timings(times: Timings) -> generation_pb2.Timings:
     )
 
 
-def server_info(base: BaseFacts, device: str, server_version: str, max_upload: int) -> generation_pb2.ServerInfo:
+def server_info(base: BaseFacts, server: ServerFacts) -> generation_pb2.ServerInfo:
     """What this server is and can do."""
     return generation_pb2.ServerInfo(
-        server_version=server_version,
+        server_version=server.version,
         base=base.name,
         base_digest=base.digest,
         layout=base.layout_name,
         layout_digest=base.layout_digest,
-        device=device,
+        device=server.device,
         family=base.family,
         distilled=base.distilled,
-        samplers=list(SAMPLERS),
+        samplers=[_SAMPLER_NUMBERS[each.sampler] for each in server.samplers],
+        sampler_infos=map(_sampler_info, server.samplers),
+        image_formats=sorted(_FORMAT_NUMBERS.values()),
+        library_versions=dict(server.libraries),
+        takes_size_conditioning=base.size_conditioned,
         limits=generation_pb2.Limits(
             size_multiple=base.size_multiple,
             min_side=base.min_side,
@@ -268,9 +293,14 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
             max_images=admission.MAX_IMAGES,
             max_blend_entries=admission.MAX_ENTRIES,
             max_blend_rank=base.max_rank,
-            max_upload_bytes=max_upload,
+            max_upload_bytes=server.max_upload,
             max_image_bytes=images.MAX_BYTES,
             max_image_pixels=images.MAX_PIXELS,
+            max_weight=admission.MAX_WEIGHT,
+            max_guidance_scale=admission.MAX_GUIDANCE,
+            max_prompt_characters=admission.MAX_PROMPT,
+            max_schedule_points=admission.MAX_POINTS,
+            max_seed=admission.MAX_SEED - admission.MAX_IMAGES,
         ),
         defaults=generation_pb2.Defaults(
             sampler=_SAMPLER_NUMBERS[base.sampler],
@@ -281,6 +311,14 @@ def server_info(base: BaseFacts, device: str, server_version: str, max_upload: i
         ),
         inpainting=base.inpainting,
         text_widths=base.text_widths,
+    )
+
+
+def _sampler_info(facts: SamplerFacts) -> generation_pb2.SamplerInfo:
+    return generation_pb2.SamplerInfo(
+        sampler=_SAMPLER_NUMBERS[facts.sampler],
+        sigma_schedules=[_SIGMA_NUMBERS[schedule] for schedule in facts.sigma_schedules],
+        takes_timesteps=facts.takes_timesteps,
     )
 
 

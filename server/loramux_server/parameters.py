@@ -62,9 +62,23 @@ def _pairs(job: Job, index: int) -> dict[str, str]:
         "Size": f"{job.width}x{job.height}",
         "Denoising strength": f"{sampling.strength:g}" if sampling.strength is not None else "",
         "Mask blur": f"{job.source.mask_blur:g}" if job.source and job.source.mask_blur else "",
+        "Size conditioning": _sizes(job),
         # web interfaces count the layers from the end, and the last is 1
         "Clip skip": str(job.text_mode.clip_skip + 1) if job.text_mode.clip_skip else "",
     }
+
+
+def _sizes(job: Job) -> str:
+    """What SDXL was told of each row's size, where that is not the picture's own: before resizing, cut off, after."""
+    own = (job.height, job.width, 0, 0, job.height, job.width)
+    told = [sizes for sizes in (job.sizes, job.negative_sizes) if sizes is not None]
+    if all(sizes.numbers == own for sizes in told):
+        return ""
+    texts = [
+        f"{s.original_width}x{s.original_height} {s.crop_left},{s.crop_top} {s.target_width}x{s.target_height}"
+        for s in dict.fromkeys(told)
+    ]
+    return f'"{"; negative ".join(texts)}"'
 
 
 def _hashes(job: Job) -> str:

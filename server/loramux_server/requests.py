@@ -120,6 +120,62 @@ class BlendEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplerFacts:
+    """What a sampler takes on any base."""
+
+    sampler: Sampler
+    sigma_schedules: tuple[SigmaSchedule, ...]
+    takes_timesteps: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server is, beside its base. max_upload: bytes; libraries: (package, version) that pictures depend on."""
+
+    version: str
+    device: str
+    max_upload: int
+    samplers: tuple[SamplerFacts, ...]
+    libraries: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedSizes:
+    """What SDXL is to be told of a picture's size, in pixels; None is a field that was left open."""
+
+    original_width: int | None = None
+    original_height: int | None = None
+    crop_left: int | None = None
+    crop_top: int | None = None
+    target_width: int | None = None
+    target_height: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SizeConditioning:
+    """What SDXL is told of a picture's size, in pixels: before resizing, what was cut off, after cropping."""
+
+    original_width: int
+    original_height: int
+    crop_left: int
+    crop_top: int
+    target_width: int
+    target_height: int
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """In the order of the UNet's input: every pair with its vertical part first."""
+        return (
+            self.original_height,
+            self.original_width,
+            self.crop_top,
+            self.crop_left,
+            self.target_height,
+            self.target_width,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A request as it was sent; None is a field that was left open."""
 
@@ -144,6 +200,8 @@ class GenerationRequest:
     mask: bytes | None = field(default=None, repr=False)
     mask_blur: float | None = None
     priority: Priority = Priority.NORMAL
+    sizes: AskedSizes | None = None
+    negative_sizes: AskedSizes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +276,8 @@ class Job:
     """An admitted request: every field settled, every adapter resolved to an immutable version.
 
     negative_blend: of the unconditional row, None where it has `blend` too; guidance_embedded: the base takes the
-    guidance scale as an input, and there is no unconditional row.
+    guidance scale as an input, and there is no unconditional row; sizes: what the base is told of the picture's size,
+    in the unconditional row negative_sizes, None where it takes none.
     """
 
     id: str
@@ -236,6 +295,8 @@ class Job:
     priority: Priority
     source: Source | None = None
     guidance_embedded: bool = False
+    sizes: SizeConditioning | None = None
+    negative_sizes: SizeConditioning | None = None
 
     @property
     def guided(self) -> bool:

@@ -24,7 +24,7 @@ from loramux_server import messages
 from loramux_server.admission import Admission
 from loramux_server.errors import InvalidRequest, Violation
 from loramux_server.metrics import Metrics
-from loramux_server.requests import Done, Event, Failed, ImageReady, Job, Told
+from loramux_server.requests import Done, Event, Failed, ImageReady, Job, ServerFacts, Told
 from loramux_server.runner import Runner
 from loramux_store.store import Store
 
@@ -44,12 +44,12 @@ T = TypeVar("T")
 class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     """Draws pictures."""
 
-    def __init__(self, admission: Admission, runner: Runner, server_version: str, device: str, max_upload: int) -> None:
+    def __init__(self, admission: Admission, runner: Runner, facts: ServerFacts) -> None:
         self._admission = admission
         self._runner = runner
-        self._version = server_version
+        self._version = facts.version
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
-        self._info = messages.server_info(admission.base, device, server_version, max_upload)
+        self._info = messages.server_info(admission.base, facts)
 
     async def Generate(
         self,

@@ -5,6 +5,7 @@ containers for hostile cases, and the dense float64 delta of every module straig
 formulas of the papers and of the trainers that write them. Uses nothing of loramux_store.formats: it is the oracle.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -141,6 +142,8 @@ def dense(module: Factors, scale: float | None = None) -> Tensor:
 def compiled_delta(path: Path, layout: Layout) -> dict[str, Tensor]:
     """Delta W in float64 of every module of a compiled file."""
     tensors = safetensors.torch.load_file(path)
+    data = path.read_bytes()
+    assert bytes(tensors.pop("sha256").tolist()) == data[-32:] == hashlib.sha256(data[:-32]).digest()
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "2"

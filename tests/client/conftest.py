@@ -101,6 +101,7 @@ def applied(request: generation_pb2.GenerateRequest) -> generation_pb2.Applied:
         image_sha256=sha256(request.image).hexdigest() if request.HasField("image") else "",
         mask_sha256=sha256(request.mask).hexdigest() if request.HasField("mask") else "",
         mask_blur=request.mask_blur,
+        size_conditioning=request.size_conditioning if request.HasField("size_conditioning") else None,
     )
 
 
@@ -156,7 +157,19 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
             family="sdxl",
             distilled="lcm",
             samplers=[generation_pb2.SAMPLER_DDIM, 99],  # pyright: ignore[reportArgumentType]
-            limits=generation_pb2.Limits(max_side=512, max_image_bytes=99, max_image_pixels=9),
+            sampler_infos=[
+                generation_pb2.SamplerInfo(
+                    sampler=generation_pb2.SAMPLER_DDIM,
+                    sigma_schedules=[0, 1, 9],  # pyright: ignore[reportArgumentType]
+                    takes_timesteps=True,
+                )
+            ],
+            image_formats=[generation_pb2.IMAGE_FORMAT_PNG, 99],  # pyright: ignore[reportArgumentType]
+            library_versions={"torch": "2"},
+            takes_size_conditioning=True,
+            limits=generation_pb2.Limits(
+                max_side=512, max_image_bytes=99, max_image_pixels=9, max_weight=16, max_seed=5
+            ),
             inpainting=True,
             text_widths={"text_encoder": 24, "text_encoder_2": 40},
             defaults=generation_pb2.Defaults(sampler=generation_pb2.SAMPLER_DPMPP_2M, steps=20),

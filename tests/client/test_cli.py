@@ -150,6 +150,18 @@ async def test_generate_draws_over_an_image(server: Any, tmp_path: Path, capsys:
     assert said in capsys.readouterr().out
 
 
+async def test_generate_tells_sizes(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--original-size", "512x384", "--crop", "0,8", "--negative-target-size", "64x48"]
+    assert await run(server, "generate", "a cat", *options, "-o", str(tmp_path / "a.png")) == 0
+    told, negative = server.requests[0].size_conditioning, server.requests[0].negative_size_conditioning
+    assert (told.original_width, told.original_height, told.crop_left, told.crop_top) == (512, 384, 0, 8)
+    assert told.HasField("crop_left") and not told.HasField("target_width")
+    assert (negative.target_width, negative.target_height) == (64, 48) and not negative.HasField("crop_left")
+    assert ", told 512x384 cut at 0,8 to 0x0, base" in capsys.readouterr().out
+    assert await run(server, "generate", "a cat", "--crop", "8", "-o", str(tmp_path / "a.png")) != 0
+    assert "'8' is not of the form 1024x768 or 0,0" in capsys.readouterr().err
+
+
 async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, config = tmp_path / "Ink.safetensors", tmp_path / "adapter_config.json"
     file.write_bytes(b"bytes")

@@ -17,7 +17,7 @@ import pytest
 from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
 
 from loramux.v1 import generation_pb2
-from loramux_client import AsyncClient, Client, Use, errors
+from loramux_client import AsyncClient, Client, Sizes, Use, errors
 from loramux_client.pictures import Done, ImageReady, Queued, Started, Step
 from loramux_client.server_info import Health
 from loramux_client.upload_source import CHUNK_BYTES
@@ -113,6 +113,19 @@ async def test_a_blend_may_be_weighted_by_part_and_progress(ask: Any, server: An
     assert second.HasField("negative_blend") and not second.negative_blend.entries
 
 
+async def test_what_sdxl_is_told_of_sizes_may_be_asked(ask: Any, server: Any) -> None:
+    made = await ask("generate", "", size_conditioning=Sizes(512, crop_top=0), negative_size_conditioning=Sizes())
+    (request,) = server.requests
+    told = request.size_conditioning
+    assert told.original_width == 512 and told.HasField("crop_top") and not told.HasField("original_height")
+    assert request.HasField("negative_size_conditioning")
+    assert made.applied.size_conditioning == Sizes(512, 0, 0, 0, 0, 0)
+    plain = await ask("generate", "")
+    assert not server.requests[1].HasField("size_conditioning") and plain.applied.size_conditioning is None
+    with pytest.raises(errors.InvalidArgument, match=r"size_conditioning\.crop_left cannot be 'x'"):
+        await ask("generate", "", size_conditioning=Sizes(crop_left="x"))  # type: ignore[arg-type]
+
+
 async def test_an_image_and_a_mask_may_be_bytes_paths_or_open_files(ask: Any, server: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"picture")
@@ -194,7 +207,9 @@ async def test_get_and_delete_name_the_adapter(ask: Any, server: Any) -> None:
 
 async def test_server_info_keeps_samplers_it_does_not_know(ask: Any) -> None:
     info = await ask("server_info")
-    assert info.samplers == ("ddim", "unknown-99")
+    assert [str(sampler) for sampler in info.samplers] == ["ddim (karras, unknown-9, timesteps)", "unknown-99"]
+    assert info.image_formats == ("png", "unknown-99") and info.library_versions == {"torch": "2"}
+    assert info.takes_size_conditioning and (info.limits.max_weight, info.limits.max_seed) == (16, 5)
     assert (info.base, info.limits.max_side, info.defaults.sampler) == ("tiny", 512, "dpmpp-2m")
     assert (info.limits.max_image_bytes, info.limits.max_image_pixels, info.inpainting) == (99, 9, True)
     assert (info.family, info.distilled) == ("sdxl", "lcm")

@@ -59,7 +59,7 @@ def test_a_folder_says_what_it_is(base: str, family: str, make_server: Any, requ
     guidance = {"tiny_sdxl": 5.0, "tiny_lcm": 8.5}.get(base, 7.5)
     few = (4, Sampler.LCM) if base == "tiny_lcm" else (20, Sampler.DPMPP_2M)
     assert (facts.guidance_scale, facts.steps, facts.sampler, facts.side) == (guidance, *few, 32)
-    assert len(facts.text_encoders) == (2 if family == "sdxl" else 1)
+    assert len(facts.text_widths) == (2 if family == "sdxl" else 1)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,17 @@ from loramux_server.engine.conditioning import guidance_embedding
 from loramux_server.engine.load_base import load_base
 from loramux_server.engine.lora_layers import wrap
 from loramux_server.errors import InvalidRequest
-from loramux_server.requests import BlendEntry, GenerationRequest, LongPrompt, PartWeights, Sampler, TextMode
+from loramux_server.parameters import text_of
+from loramux_server.requests import (
+    AskedSizes,
+    BlendEntry,
+    GenerationRequest,
+    LongPrompt,
+    PartWeights,
+    Sampler,
+    SizeConditioning,
+    TextMode,
+)
 from loramux_store.layout import Layout, known_layout
 
 # PEFT warns of every adapter after the first.
@@ -53,6 +63,13 @@ class Peer:
         options: dict[str, Any] = {"clip_skip": request.text_mode.clip_skip} if request.text_mode.clip_skip else {}
         if "negative_prompt" in inspect.signature(self.pipe.__call__).parameters:
             options["negative_prompt"] = request.negative_prompt or None
+        for prefix, sizes in (("", request.sizes), ("negative_", request.negative_sizes)):
+            if sizes is not None:
+                options |= {
+                    f"{prefix}original_size": (sizes.original_height, sizes.original_width),
+                    f"{prefix}crops_coords_top_left": (sizes.crop_top, sizes.crop_left),
+                    f"{prefix}target_size": (sizes.target_height, sizes.target_width),
+                }
         side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
         return np.asarray(
             self.pipe(
@@ -168,6 +185,79 @@ def test_empty_prompts_and_other_sizes_equal_the_peers_on_sdxl(change: dict[str,
     request = replace(ASKED, **{"guidance_scale": 4, "blend": BLEND, **change})
     (got,) = server.draw([request])
     assert distance(got, peer.draw(request)) <= 1
+
+
+TOLD = AskedSizes(20, 96, 7, 0, 64, 40)
+OTHER = AskedSizes(300, 200, 0, 60, 48, 33)
+
+
+@pytest.mark.parametrize(
+    "sizes,negative,guidance",
+    [(TOLD, None, 4), (OTHER, None, 1), (TOLD, OTHER, 4), (AskedSizes(32, 32, 0, 0, 32, 32), OTHER, 4)],
+)
+def test_what_sdxl_is_told_of_sizes_equals_the_peers(
+    sizes: AskedSizes, negative: AskedSizes | None, guidance: float, pairs: Any
+) -> None:
+    server, peer = pairs("tiny_sdxl")
+    plain = replace(ASKED, blend=BLEND, guidance_scale=guidance, width=48)
+    asked = replace(plain, sizes=sizes, negative_sizes=negative)
+    want = peer.draw(asked)
+    assert distance(want, peer.draw(plain)) >= 5, "the sizes do nothing"
+    company = replace(plain, seed=8, sizes=OTHER)
+    got, _, by_default = server.draw([asked, company, plain])
+    assert distance(got, want) <= 1 and distance(by_default, peer.draw(plain)) <= 1
+
+
+def test_sizes_that_are_left_open_are_the_pictures(pairs: Any) -> None:
+    server, _ = pairs("tiny_sdxl")
+    job = server.admission.admit(replace(ASKED, width=48, sizes=AskedSizes(crop_top=3, original_width=9)))
+    assert job.sizes == SizeConditioning(9, 32, 0, 3, 48, 32) and job.negative_sizes == job.sizes
+    job = server.admission.admit(replace(ASKED, width=48, negative_sizes=AskedSizes(target_height=5)))
+    assert job.sizes == SizeConditioning(48, 32, 0, 0, 48, 32)
+    assert job.negative_sizes == SizeConditioning(48, 32, 0, 0, 48, 5)
+    unguided = server.admission.admit(replace(ASKED, guidance_scale=1.0, negative_sizes=OTHER))
+    assert unguided.sizes is not None and unguided.negative_sizes is None
+
+
+def test_sizes_out_of_range_or_on_another_base_are_refused(pairs: Any) -> None:
+    server, _ = pairs("tiny_sdxl")
+    wrong = replace(
+        ASKED, sizes=AskedSizes(original_width=0, crop_left=-1), negative_sizes=AskedSizes(target_height=65536)
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        server.admission.admit(wrong)
+    assert {violation.field: violation.description for violation in caught.value.violations} == {
+        "size_conditioning.original_width": "is 0, expected 1 to 65535",
+        "size_conditioning.crop_left": "is -1, expected 0 to 65535",
+        "negative_size_conditioning.target_height": "is 65536, expected 1 to 65535",
+    }
+    server, _ = pairs("tiny_sd2")
+    with pytest.raises(InvalidRequest) as caught:
+        server.admission.admit(replace(ASKED, sizes=AskedSizes(), negative_sizes=TOLD))
+    assert [violation.field for violation in caught.value.violations] == [
+        "size_conditioning",
+        "negative_size_conditioning",
+    ]
+    assert server.admission.admit(ASKED).sizes is None
+
+
+def test_sizes_come_back_and_are_written_into_the_file(pairs: Any) -> None:
+    server, _ = pairs("tiny_sdxl")
+    message = generation_pb2.GenerateRequest(prompt="a dog", steps=1, seed=1, guidance_scale=4)
+    message.size_conditioning.original_width = 20
+    message.negative_size_conditioning.crop_top = 6
+    job = server.admission.admit(messages.generation_request(message))
+    applied = messages.applied(job, server.admission.base, "1")
+    told, negative = applied.size_conditioning, applied.negative_size_conditioning
+    assert (told.original_width, told.original_height, told.crop_top, negative.crop_top) == (20, 32, 0, 6)
+    text = text_of(job, 0, "base", "d" * 64, "1")
+    assert 'Size conditioning: "20x32 0,0 32x32; negative 32x32 0,6 32x32"' in text
+    plain = server.admission.admit(GenerationRequest("a dog"))
+    assert "Size conditioning" not in text_of(plain, 0, "base", "d" * 64, "1")
+    assert messages.applied(plain, server.admission.base, "1").size_conditioning.target_width == 32
+    other, _ = pairs("tiny_sd2")
+    applied = messages.applied(other.admission.admit(GenerationRequest("a dog")), other.admission.base, "1")
+    assert not applied.HasField("size_conditioning") and not applied.HasField("negative_size_conditioning")
 
 
 def test_an_empty_negative_prompt_is_zeros_on_sdxl_and_text_elsewhere(pairs: Any) -> None:
@@ -388,5 +478,6 @@ def test_what_is_asked_of_both_text_encoders_comes_back(pairs: Any) -> None:
     facts = server.admission.base
     (applied,) = messages.applied(server.admission.admit(asked), facts, "1").adapters
     assert (applied.part_weights.unet, applied.part_weights.text_encoder_2) == (1.0, -0.5)
-    info = messages.server_info(facts, "cpu", "1", 1)
+    info = messages.server_info(facts, server.app._server_facts())
     assert (info.family, info.distilled, info.defaults.guidance_scale) == ("sdxl", "", 5.0)
+    assert info.takes_size_conditioning

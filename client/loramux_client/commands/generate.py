@@ -6,6 +6,7 @@ know how the server is asked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +30,7 @@ from loramux_client.pictures import (
     Queued,
     Sampler,
     SigmaSchedule,
+    Sizes,
     Started,
     Step,
     Use,
@@ -47,6 +49,21 @@ def _known_suffix(_: type[Any], output: Path) -> None:
 
 def _uses(_: type[Any], tokens: Sequence[Token]) -> list[Use]:
     return [Use.parse(token.value) for token in tokens]
+
+
+def _pair(_: type[Any], tokens: Sequence[Token]) -> tuple[int, int]:
+    """Two numbers of 1024x768 or 0,0."""
+    first, mark, second = re.sub("[x,]", " ", tokens[0].value, count=1).partition(" ")
+    if not (mark and first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"{tokens[0].value!r} is not of the form 1024x768 or 0,0")
+    return int(first), int(second)
+
+
+def _told(what: str, metavar: str = "WIDTHxHEIGHT") -> Parameter:
+    return Parameter(converter=_pair, n_tokens=1, accepts_keys=False, negative="", metavar=metavar, help=what)
+
+
+Pair = tuple[int, int] | None
 
 
 def generate(
@@ -79,6 +96,12 @@ def generate(
     num_images: Annotated[int, Parameter(name=["--num-images", "-n"])] = 1,
     width: int | None = None,
     height: int | None = None,
+    original_size: Annotated[Pair, _told("What SDXL is told: size of the picture before resizing.")] = None,
+    crop: Annotated[Pair, _told("What SDXL is told: what was cut off at its left and top.", "LEFT,TOP")] = None,
+    target_size: Annotated[Pair, _told("What SDXL is told: size of the picture after cropping.")] = None,
+    negative_original_size: Annotated[Pair, _told("The same for the unconditional row.")] = None,
+    negative_crop: Annotated[Pair, _told("The same for the unconditional row.", "LEFT,TOP")] = None,
+    negative_target_size: Annotated[Pair, _told("The same for the unconditional row.")] = None,
     image: Annotated[Path | None, Parameter(help="A picture to start from: .png, .jpg or .webp.")] = None,
     mask: Annotated[Path | None, Parameter(help="Where the image is redrawn: a picture that is white there.")] = None,
     strength: Annotated[float | None, Parameter(help="How far from the image it may go, 0 to 1.")] = None,
@@ -113,6 +136,8 @@ def generate(
         "num_images": num_images,
         "width": width,
         "height": height,
+        "size_conditioning": _sizes(original_size, crop, target_size),
+        "negative_size_conditioning": _sizes(negative_original_size, negative_crop, negative_target_size),
         "image": image,
         "mask": mask,
         "strength": strength,
@@ -128,6 +153,11 @@ def generate(
         applied = _draw(events, num_images, output)
     if applied is not None:
         terminal.say(applied_line(applied))
+
+
+def _sizes(*pairs: Pair) -> Sizes | None:
+    """What SDXL is told, where anything is: size before resizing, what was cut off, size after cropping."""
+    return Sizes(*(number for pair in pairs for number in pair or (None, None))) if any(pairs) else None
 
 
 def _draw(events: Iterator[Event], count: int, output: Path) -> Applied | None:
@@ -190,4 +220,8 @@ def applied_line(applied: Applied) -> str:
         *_over(applied),
         f"base {terminal.short(applied.base_digest)}",
     ]
+    if applied.size_conditioning is not None:
+        sizes = applied.size_conditioning
+        told = f"{sizes.original_width}x{sizes.original_height}", f"{sizes.target_width}x{sizes.target_height}"
+        facts.insert(-1, f"told {told[0]} cut at {sizes.crop_left},{sizes.crop_top} to {told[1]}")
     return f"applied {', '.join(facts)}"

@@ -6,7 +6,7 @@ Takes: the server's address. Gives: what it says. Does not know how it is asked.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -41,11 +41,11 @@ def info(*, server: Server = None, json: Json = False) -> None:
     if json:
         terminal.say_json(found)
         return
-    facts = asdict(found)
-    for group in ("limits", "defaults", "text_widths"):
+    facts: dict[str, Any] = {**asdict(found), "samplers": found.samplers}
+    for group in ("limits", "defaults", "text_widths", "library_versions"):
         facts |= {f"{group}.{name}": value for name, value in facts.pop(group).items()}
     for name, value in facts.items():
-        text = ", ".join(value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         terminal.say(f"{name:<28}{text}")
 
 

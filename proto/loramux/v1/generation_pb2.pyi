@@ -131,8 +131,24 @@ class Blend(_message.Message):
     entries: _containers.RepeatedCompositeFieldContainer[BlendEntry]
     def __init__(self, entries: _Optional[_Iterable[_Union[BlendEntry, _Mapping]]] = ...) -> None: ...
 
+class SizeConditioning(_message.Message):
+    __slots__ = ("original_width", "original_height", "crop_left", "crop_top", "target_width", "target_height")
+    ORIGINAL_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    ORIGINAL_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    CROP_LEFT_FIELD_NUMBER: _ClassVar[int]
+    CROP_TOP_FIELD_NUMBER: _ClassVar[int]
+    TARGET_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    original_width: int
+    original_height: int
+    crop_left: int
+    crop_top: int
+    target_width: int
+    target_height: int
+    def __init__(self, original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., crop_left: _Optional[int] = ..., crop_top: _Optional[int] = ..., target_width: _Optional[int] = ..., target_height: _Optional[int] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "negative_blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "image_format", "quality", "omit_parameters", "preview_every", "image", "strength", "mask", "mask_blur", "priority")
+    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "negative_blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "size_conditioning", "negative_size_conditioning", "image_format", "quality", "omit_parameters", "preview_every", "image", "strength", "mask", "mask_blur", "priority")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     BLEND_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +166,8 @@ class GenerateRequest(_message.Message):
     TIMESTEPS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_CONDITIONING_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_SIZE_CONDITIONING_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     OMIT_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +194,8 @@ class GenerateRequest(_message.Message):
     timesteps: _containers.RepeatedScalarFieldContainer[int]
     width: int
     height: int
+    size_conditioning: SizeConditioning
+    negative_size_conditioning: SizeConditioning
     image_format: ImageFormat
     quality: int
     omit_parameters: bool
@@ -185,7 +205,7 @@ class GenerateRequest(_message.Message):
     mask: bytes
     mask_blur: float
     priority: Priority
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ..., preview_every: _Optional[int] = ..., image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., mask_blur: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., negative_size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ..., preview_every: _Optional[int] = ..., image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., mask_blur: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class AppliedAdapter(_message.Message):
     __slots__ = ("adapter", "version", "digest", "weight", "part_weights", "schedule", "kind", "trigger")
@@ -208,7 +228,7 @@ class AppliedAdapter(_message.Message):
     def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., part_weights: _Optional[_Union[PartWeights, _Mapping]] = ..., schedule: _Optional[_Iterable[_Union[SchedulePoint, _Mapping]]] = ..., kind: _Optional[_Union[_adapter_pb2.AdapterKind, str]] = ..., trigger: _Optional[str] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version", "sigma_schedule", "guidance_rescale", "timesteps", "prompt_syntax", "long_prompt", "clip_skip", "negative_adapters", "has_negative_blend", "strength", "image_sha256", "mask_sha256", "mask_blur")
+    __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version", "sigma_schedule", "guidance_rescale", "timesteps", "prompt_syntax", "long_prompt", "clip_skip", "negative_adapters", "has_negative_blend", "strength", "image_sha256", "mask_sha256", "mask_blur", "size_conditioning", "negative_size_conditioning")
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +250,8 @@ class Applied(_message.Message):
     IMAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     MASK_SHA256_FIELD_NUMBER: _ClassVar[int]
     MASK_BLUR_FIELD_NUMBER: _ClassVar[int]
+    SIZE_CONDITIONING_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_SIZE_CONDITIONING_FIELD_NUMBER: _ClassVar[int]
     adapters: _containers.RepeatedCompositeFieldContainer[AppliedAdapter]
     seed: int
     sampler: Sampler
@@ -251,7 +273,9 @@ class Applied(_message.Message):
     image_sha256: str
     mask_sha256: str
     mask_blur: float
-    def __init__(self, adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., base_digest: _Optional[str] = ..., server_version: _Optional[str] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., has_negative_blend: _Optional[bool] = ..., strength: _Optional[float] = ..., image_sha256: _Optional[str] = ..., mask_sha256: _Optional[str] = ..., mask_blur: _Optional[float] = ...) -> None: ...
+    size_conditioning: SizeConditioning
+    negative_size_conditioning: SizeConditioning
+    def __init__(self, adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., base_digest: _Optional[str] = ..., server_version: _Optional[str] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_adapters: _Optional[_Iterable[_Union[AppliedAdapter, _Mapping]]] = ..., has_negative_blend: _Optional[bool] = ..., strength: _Optional[float] = ..., image_sha256: _Optional[str] = ..., mask_sha256: _Optional[str] = ..., mask_blur: _Optional[float] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., negative_size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("index", "seed", "format", "width", "height", "data")
@@ -341,7 +365,7 @@ class GenerateEvent(_message.Message):
     def __init__(self, queued: _Optional[_Union[GenerateEvent.Queued, _Mapping]] = ..., started: _Optional[_Union[GenerateEvent.Started, _Mapping]] = ..., step: _Optional[_Union[GenerateEvent.Step, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., done: _Optional[_Union[GenerateEvent.Done, _Mapping]] = ..., preview: _Optional[_Union[GenerateEvent.Preview, _Mapping]] = ...) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("server_version", "base", "base_digest", "layout", "layout_digest", "device", "samplers", "limits", "defaults", "inpainting", "family", "distilled", "text_widths")
+    __slots__ = ("server_version", "base", "base_digest", "layout", "layout_digest", "device", "samplers", "limits", "defaults", "inpainting", "family", "distilled", "text_widths", "takes_size_conditioning", "sampler_infos", "image_formats", "library_versions")
     class TextWidthsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -349,6 +373,13 @@ class ServerInfo(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class LibraryVersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +393,10 @@ class ServerInfo(_message.Message):
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     DISTILLED_FIELD_NUMBER: _ClassVar[int]
     TEXT_WIDTHS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_SIZE_CONDITIONING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_INFOS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMATS_FIELD_NUMBER: _ClassVar[int]
+    LIBRARY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     base: str
     base_digest: str
@@ -375,10 +410,24 @@ class ServerInfo(_message.Message):
     family: str
     distilled: str
     text_widths: _containers.ScalarMap[str, int]
-    def __init__(self, server_version: _Optional[str] = ..., base: _Optional[str] = ..., base_digest: _Optional[str] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., device: _Optional[str] = ..., samplers: _Optional[_Iterable[_Union[Sampler, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., defaults: _Optional[_Union[Defaults, _Mapping]] = ..., inpainting: _Optional[bool] = ..., family: _Optional[str] = ..., distilled: _Optional[str] = ..., text_widths: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    takes_size_conditioning: bool
+    sampler_infos: _containers.RepeatedCompositeFieldContainer[SamplerInfo]
+    image_formats: _containers.RepeatedScalarFieldContainer[ImageFormat]
+    library_versions: _containers.ScalarMap[str, str]
+    def __init__(self, server_version: _Optional[str] = ..., base: _Optional[str] = ..., base_digest: _Optional[str] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., device: _Optional[str] = ..., samplers: _Optional[_Iterable[_Union[Sampler, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., defaults: _Optional[_Union[Defaults, _Mapping]] = ..., inpainting: _Optional[bool] = ..., family: _Optional[str] = ..., distilled: _Optional[str] = ..., text_widths: _Optional[_Mapping[str, int]] = ..., takes_size_conditioning: _Optional[bool] = ..., sampler_infos: _Optional[_Iterable[_Union[SamplerInfo, _Mapping]]] = ..., image_formats: _Optional[_Iterable[_Union[ImageFormat, str]]] = ..., library_versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class SamplerInfo(_message.Message):
+    __slots__ = ("sampler", "sigma_schedules", "takes_timesteps")
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    SIGMA_SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    TAKES_TIMESTEPS_FIELD_NUMBER: _ClassVar[int]
+    sampler: Sampler
+    sigma_schedules: _containers.RepeatedScalarFieldContainer[SigmaSchedule]
+    takes_timesteps: bool
+    def __init__(self, sampler: _Optional[_Union[Sampler, str]] = ..., sigma_schedules: _Optional[_Iterable[_Union[SigmaSchedule, str]]] = ..., takes_timesteps: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("size_multiple", "max_side", "max_steps", "max_images", "max_blend_entries", "max_blend_rank", "max_upload_bytes", "min_side", "max_image_bytes", "max_image_pixels")
+    __slots__ = ("size_multiple", "max_side", "max_steps", "max_images", "max_blend_entries", "max_blend_rank", "max_upload_bytes", "min_side", "max_image_bytes", "max_image_pixels", "max_weight", "max_guidance_scale", "max_prompt_characters", "max_schedule_points", "max_seed")
     SIZE_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
     MAX_SIDE_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -389,6 +438,11 @@ class Limits(_message.Message):
     MIN_SIDE_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SCHEDULE_POINTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEED_FIELD_NUMBER: _ClassVar[int]
     size_multiple: int
     max_side: int
     max_steps: int
@@ -399,7 +453,12 @@ class Limits(_message.Message):
     min_side: int
     max_image_bytes: int
     max_image_pixels: int
-    def __init__(self, size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_images: _Optional[int] = ..., max_blend_entries: _Optional[int] = ..., max_blend_rank: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., min_side: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ...) -> None: ...
+    max_weight: float
+    max_guidance_scale: float
+    max_prompt_characters: int
+    max_schedule_points: int
+    max_seed: int
+    def __init__(self, size_multiple: _Optional[int] = ..., max_side: _Optional[int] = ..., max_steps: _Optional[int] = ..., max_images: _Optional[int] = ..., max_blend_entries: _Optional[int] = ..., max_blend_rank: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., min_side: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_weight: _Optional[float] = ..., max_guidance_scale: _Optional[float] = ..., max_prompt_characters: _Optional[int] = ..., max_schedule_points: _Optional[int] = ..., max_seed: _Optional[int] = ...) -> None: ...
 
 class Defaults(_message.Message):
     __slots__ = ("sampler", "steps", "guidance_scale", "width", "height")

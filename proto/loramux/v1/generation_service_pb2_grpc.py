@@ -69,7 +69,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """The same, told as it happens: queued, started, step, image, done. Errors as for Generate.
+        """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
+        Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class GenerationServiceStub:
     for a full queue, UNAVAILABLE while draining. Cancelling the call frees its rows at the next tick.
     """
     GenerateStream: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateEvent]
-    """The same, told as it happens: queued, started, step, image, done. Errors as for Generate."""
+    """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
+    Generate.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.GetServerInfoRequest, _generation_pb2.ServerInfo]
     """What this server is and can do."""
 
@@ -59,7 +61,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     for a full queue, UNAVAILABLE while draining. Cancelling the call frees its rows at the next tick.
     """
     GenerateStream: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateEvent]  # type: ignore[assignment]
-    """The same, told as it happens: queued, started, step, image, done. Errors as for Generate."""
+    """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
+    Generate.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.GetServerInfoRequest, _generation_pb2.ServerInfo]  # type: ignore[assignment]
     """What this server is and can do."""
 
@@ -85,7 +89,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateEvent], _abc.AsyncIterator[_generation_pb2.GenerateEvent]]:
-        """The same, told as it happens: queued, started, step, image, done. Errors as for Generate."""
+        """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
+        Generate.
+        """
 
     @_abc_1.abstractmethod
     def GetServerInfo(

@@ -133,13 +133,13 @@ class Conditioner:
             if pooled is not None:
                 pooled[0].zero_()
         rows, device, width = len(texts), self._base.device, self._base.guidance_width
-        # as diffusers' pipeline has it by default: the picture has its own size, and nothing was cropped away
-        size = torch.tensor([[job.height, job.width, 0, 0, job.height, job.width]], dtype=torch.float32, device=device)
+        sizes = [job.negative_sizes, job.sizes] if job.guided else [job.sizes]
+        told = [each.numbers for each in sizes if each is not None]
         scale = job.sampling.guidance_scale
         return Given(
             text,
             pooled,
-            None if pooled is None else size.expand(rows, -1),
+            torch.tensor(told, dtype=torch.float32, device=device) if told else None,
             None if width is None else guidance_embedding(scale, width).to(device).expand(rows, -1),
         )
 

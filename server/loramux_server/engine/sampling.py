@@ -26,7 +26,7 @@ from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.engine.inpainting import Beginning, begin
 from loramux_server.engine.previews import foreseen
 from loramux_server.errors import Violation
-from loramux_server.requests import Sampler, Sampling, SigmaSchedule
+from loramux_server.requests import Sampler, SamplerFacts, Sampling, SigmaSchedule
 
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _SCHEDULERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
@@ -145,6 +145,11 @@ def violations(sampling: Sampling, scheduler_config: dict[str, Any]) -> list[Vio
         field = "timesteps" if sampling.timesteps else "steps"
         return [Violation(field, f"cannot be taken by {sampling.sampler} on this base: {error}")]
     return _too_weak(scheduler, sampling)
+
+
+def facts() -> tuple[SamplerFacts, ...]:
+    """What each sampler takes."""
+    return tuple(SamplerFacts(each, sigma_schedules(each), takes_timesteps(each)) for each in Sampler)
 
 
 def sigma_schedules(sampler: Sampler) -> tuple[SigmaSchedule, ...]:
