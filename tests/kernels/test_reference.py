@@ -198,3 +198,17 @@ def test_mismatched_shapes_are_named() -> None:
         lora_linear(torch.randn(2, 3, 16), torch.randn(8, 16), None, pool, tables)
     with pytest.raises(ValueError, match="expected"):
         lora_linear(torch.randn(1, 3, 16), torch.randn(9, 16), None, pool, tables)
+
+
+@pytest.mark.parametrize("rank", [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 320, MAX_ROW_RANK])
+def test_one_adapter_of_any_rank(rank: int) -> None:
+    """Beside one of another rank, through written factors; peers went wrong at 32 and 64."""
+    x, w0 = torch.randn(2, 9, 24), torch.randn(20, 24)
+    pool = RankRowPool.zeros(rank + 4, 24, 20, dtype=torch.float32, device=CPU)
+    a, b = torch.randn(rank, 24), torch.randn(rank, 20)
+    pool.write(range(1, rank + 1), a, b, 0.5)
+    pool.write(range(rank + 1, rank + 4), torch.randn(3, 24), torch.randn(3, 20), 1.0)
+    got = lora_linear(x, w0, None, pool, _tables([[(r, 0.8) for r in range(1, rank + 1)], [(rank + 2, 1.0)]]))
+    want = x[0].double() @ (w0.double() + 0.8 * 0.5 * b.double().T @ a.double()).T
+    assert _relative(got[0], want) < _bound(24 + rank)
+    assert _relative(got[0] * 1.01, want) > _bound(24 + rank)
