@@ -86,7 +86,7 @@ class Watched(WireServer):
         self.going = threading.Event()
         self.going.set()
         runner, engine = self.app.runner, self.app.engine
-        runner._scheduler._speed.worth = lambda area, rows: rows  # forwards are full, whatever the machine measures
+        fill_forwards(runner._scheduler)
         predict, end = engine._predict, runner._end
 
         def ending(running: Any, *rest: Any) -> None:
@@ -130,6 +130,11 @@ class Watched(WireServer):
             and all(each.users == 0 for each in residents)
             and rows == {name: group.rows.size - 1 for name, group in engine.groups.items()}
         )
+
+
+def fill_forwards(scheduler: Any) -> None:
+    """Forwards take whoever is there, whatever the machine measures."""
+    scheduler._room = lambda area, claims, enough: min(scheduler._max_rows(area), sum(each.demand for each in claims))
 
 
 def request(seed: int, steps: int, **fields: object) -> generation_pb2.GenerateRequest:
