@@ -367,7 +367,7 @@ def test_only_the_request_at_fault_fails(
     with monkeypatch.context() as patch, case.breaking(server, patch):
         server.going.clear()
         failing = server.pictures.Generate.future(bad, timeout=60)
-        wait_for(server.knocks)
+        wait_for(lambda: server.knocks() or failing.done())
         server.going.set()
         with pytest.raises(grpc.RpcError) as caught:
             failing.result()
