@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loramux_store import Embedding, InterpretOptions, Published, Store, UploadSpec, known_layout
 from loramux_store.errors import InvalidArgument, Refused
+from loramux_store.seal import SEAL, SEAL_BYTES
 
 Tensors = dict[str, Tensor]
 ONE, PAIR = {"text_encoder": 24}, {"text_encoder": 24, "text_encoder_2": 40}
@@ -61,6 +62,7 @@ def test_forms(store: Store, tmp_path: Path, form: str) -> None:
     assert version.embedding == published.report.embedding == embedding
     assert version.options.trigger == embedding.trigger
     compiled = load_file(store.compiled(version))
+    assert compiled.pop(SEAL).shape == (SEAL_BYTES,)
     assert {name: list(vectors.shape) for name, vectors in compiled.items()} == {
         name: [embedding.vectors, width] for name, width in embedding.widths.items()
     }
