@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -62,14 +63,14 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """A picture between ticks. given: to its rows, blends: theirs; unconditional first where guided.
+    """A picture between ticks. given: to each of its rows, blends: theirs; unconditional first where guided.
 
     projected: keys and values of the rows' texts, where they are kept; settled: entries of the rows where their blends
     do not change with progress.
     """
 
     sampler: ImageSampler
-    given: Given
+    given: tuple[Given, ...]
     projected: tuple[Projected | None, ...]
     sampling: Sampling
     blends: tuple[PlacedBlend, ...]
@@ -80,7 +81,7 @@ class _Image:
         """Rows of its next step."""
         settled = self.settled or tuple(blend.at(self.sampler.progress, groups) for blend in self.blends)
         latents, timestep = self.sampler.model_input(), self.sampler.timestep.expand(1)
-        parts = zip(self.given.by_row(), self.projected, settled, strict=True)
+        parts = zip(self.given, self.projected, settled, strict=True)
         return [_Row(latents, timestep, *each) for each in parts]
 
 
@@ -123,6 +124,7 @@ class Engine:
         observer: Observer | None = None,
     ) -> None:
         self.base = base
+        self._dtype = base.unet.dtype  # diffusers looks through all parameters to tell it
         self._metrics = metrics
         self._version = version
         self._observer = observer
@@ -162,7 +164,7 @@ class Engine:
         blends = _blends(job, lease)
         with fitting("prompt"):
             given = self.conditioner.given(job, blends)
-            projected = self.texts.of(given.text, blends)
+            by_row, projected = tuple(given.by_row()), self.texts.of(given.text, blends)
         settled = None
         if not any(blend.scheduled for blend in blends):
             settled = tuple(blend.at(0.0, self._unet_groups) for blend in blends)
@@ -173,7 +175,7 @@ class Engine:
                 job.sampling, self.base.scheduler_config, job.seed + index, shape, self.base.device, start
             )
             self._images[ImageKey(job.id, index)] = _Image(
-                sampler, given, projected, job.sampling, blends, job.output.preview_every, settled
+                sampler, by_row, projected, job.sampling, blends, job.output.preview_every, settled
             )
 
     def step(self, keys: Sequence[ImageKey]) -> list[StepResult]:
@@ -189,12 +191,13 @@ class Engine:
         started = time.monotonic()
         try:
             predictions = self._predict(keys)
+            finite = _finite(predictions)
         except Exception as error:
             if len(keys) == 1:
                 return [self._failed_with(keys[0], error, "forward")]
         else:
             # not within the try: a picture that has moved on must not step again
-            results = [self._advance(key, part) for key, part in zip(keys, predictions, strict=True)]
+            results = [self._advance(*each) for each in zip(keys, predictions, finite, strict=True)]
             self._metrics.step_seconds.observe(time.monotonic() - started)
             return results
         half = len(keys) // 2
@@ -204,7 +207,7 @@ class Engine:
         """The forward's predictions [rows, C, h, w] of each picture; changes nothing."""
         images = [self._images[key] for key in keys]
         rows = [row for image in images for row in image.rows(self._unet_groups)]
-        return self._forward(rows).split([image.given.rows for image in images])
+        return self._forward(rows).split([len(image.given) for image in images])
 
     def drop(self, keys: Sequence[ImageKey]) -> None:
         """Forgets pictures that failed or were cancelled."""
@@ -240,7 +243,7 @@ class Engine:
             self._observe(used, len(asked))
             stack.enter_context(self.texts.given([row.projected for row in rows], adapters=bool(used)))
             latents, timesteps = torch.cat([row.latents for row in rows]), torch.cat([row.timestep for row in rows])
-            dtype = self.base.unet.dtype
+            dtype = self._dtype
             given = unet_arguments([row.given for row in rows], dtype)
             prediction = self.base.unet(latents.to(dtype), timesteps, **given, return_dict=False)[0]
             return prediction[: len(asked)].float()
@@ -254,7 +257,7 @@ class Engine:
             return [list(keys)]
         lengths: dict[int, list[ImageKey]] = {}
         for key in keys:
-            lengths.setdefault(self._images[key].given.text.shape[1], []).append(key)
+            lengths.setdefault(self._images[key].given[0].text.shape[1], []).append(key)
         return list(lengths.values())
 
     def _observe(self, used: Mapping[str, Tables], rows: int) -> None:
@@ -263,17 +266,17 @@ class Engine:
         if self._observer is not None:
             self._observer(used)
 
-    def _advance(self, key: ImageKey, prediction: Tensor) -> StepResult:
+    def _advance(self, key: ImageKey, prediction: Tensor, finite: bool) -> StepResult:
         """Moves one picture on; what goes wrong here is that picture's alone."""
         try:
-            return self._moved(key, prediction)
+            return self._moved(key, prediction, finite)
         except Exception as error:
             return self._failed_with(key, error, "sampler")
 
-    def _moved(self, key: ImageKey, prediction: Tensor) -> StepResult:
+    def _moved(self, key: ImageKey, prediction: Tensor, finite: bool) -> StepResult:
         image = self._images[key]
         sampler = image.sampler
-        if not torch.isfinite(prediction).all():
+        if not finite:
             return self._failed(key, f"became non-finite at step {sampler.position + 1}")
         guided = guide(prediction, image.sampling)
         due = image.preview_every and (sampler.position + 1) % image.preview_every == 0
@@ -295,6 +298,12 @@ class Engine:
     def _failed(self, key: ImageKey, reason: str, kind: type[PictureFailed] = PictureFailed) -> StepResult:
         sampler = self._images.pop(key).sampler
         return StepResult(key, sampler.position, sampler.total, error=kind(f"picture {key.index} {reason}"))
+
+
+def _finite(predictions: Sequence[Tensor]) -> list[bool]:
+    """Whether each picture's predictions [rows, C, h, w] are finite; the device is asked once for all."""
+    rows = iter(torch.isfinite(torch.cat(list(predictions))).flatten(1).all(dim=1).tolist())
+    return [all(list(islice(rows, len(each)))) for each in predictions]
 
 
 def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
