@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -41,6 +41,8 @@ run: only where the same adapters are in use without a break does it come to tha
 VECTOR_BYTES = 64 << 20
 """For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit."""
 
+_VECTORS = "vectors"  # beside the names of layer groups
+
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -61,9 +63,10 @@ class Lease:
 class _Resident:
     """What one version has on the device: an embedding vectors, others rows."""
 
+    digest: str
     rows: dict[str, tuple[int, ...]]
     vectors: Vectors
-    users: int = 0
+    users: int
 
     @property
     def vector_bytes(self) -> int:
@@ -81,7 +84,8 @@ class _Wanted:
 
 
 class AdapterCache:
-    """Versions in the pool, least recently used first; those in use are never put out.
+    """Versions in the pool; those in use are never put out, of the others the one first that was left longest ago. No
+    call looks at all of them: what a blend costs does not grow with their number.
 
     Jobs stand in line. One whose adapters are all there goes ahead at once, one for whose adapters there is no room is
     passed. The first in line is not passed for ever: after LOADS_PAST later jobs nothing more is loaded before it, and
@@ -108,7 +112,9 @@ class AdapterCache:
         self._device = device
         self._vector_bytes = 0
         self._lock = threading.Lock()
-        self._resident: OrderedDict[str, _Resident] = OrderedDict()
+        self._resident: dict[str, _Resident] = {}
+        self._idle: OrderedDict[str, _Resident] = OrderedDict()  # without users, in the order in which they were left
+        self._spare = Counter[str]()  # sizes of the idle ones
         self._line: list[_Wanted] = []
         self._closed = False
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
@@ -153,7 +159,7 @@ class AdapterCache:
         """Gives a lease back; jobs that wait for room are tried again."""
         with self._lock:
             for digest in (*lease.rows, *lease.vectors):
-                self._resident[digest].users -= 1
+                self._let_go(self._resident[digest])
         self._wake()
 
     def evict_unused(self) -> None:
@@ -188,12 +194,13 @@ class AdapterCache:
     def _fits(self, wanted: _Wanted) -> bool:
         """Whether its adapters find room beside those in use. Call with the lock held."""
         missing = [ranks for digest, ranks in wanted.ranks.items() if digest not in self._resident]
-        spare = [r for digest, r in self._resident.items() if r.users == 0 and digest not in wanted.ranks]
         vectors = {v.digest: _vector_bytes(v) for v in wanted.versions if v.digest not in self._resident}
-        in_use = self._vector_bytes - sum(resident.vector_bytes for resident in spare)
+        kept = Counter[str]()
+        for digest in [digest for digest in wanted.ranks if digest in self._idle]:
+            kept.update(_sizes(self._idle[digest]))
+        in_use = self._vector_bytes - self._spare[_VECTORS] + kept[_VECTORS]
         return sum(vectors.values()) + in_use <= VECTOR_BYTES and all(
-            sum(ranks.get(name, 0) for ranks in missing)
-            <= group.rows.free + sum(len(resident.rows.get(name, ())) for resident in spare)
+            sum(ranks.get(name, 0) for ranks in missing) + kept[name] <= group.rows.free + self._spare[name]
             for name, group in self._groups.items()
         )
 
@@ -208,9 +215,9 @@ class AdapterCache:
         granted: dict[str, _Resident] = {}
         for version in wanted.versions:
             resident = self._resident[version.digest]
-            resident.users += version.digest not in granted
+            if version.digest not in granted:
+                self._take_up(resident)
             granted[version.digest] = resident
-            self._resident.move_to_end(version.digest)
         return Lease(
             {digest: resident.rows for digest, resident in granted.items() if not resident.vectors},
             {digest: resident.vectors for digest, resident in granted.items() if resident.vectors},
@@ -276,14 +283,14 @@ class AdapterCache:
         finally:
             with self._lock:
                 for resident in held:
-                    resident.users -= 1
+                    self._let_go(resident)
 
     def _hold(self, version: VersionRecord) -> _Resident:
         """The version on the device, loaded if need be, with one user more so that it stays."""
         with self._lock:
             resident = self._resident.get(version.digest)
             if resident is not None:
-                resident.users += 1
+                self._take_up(resident)
                 self._metrics.cache_hits.labels("device").inc()
                 return resident
             rows = self._take(version)
@@ -295,7 +302,7 @@ class AdapterCache:
             with self._lock:
                 self._give_back(rows, _vector_bytes(version))
             raise _told(error, version) from error
-        resident = _Resident(rows, vectors, users=1)
+        resident = _Resident(version.digest, rows, vectors, users=1)
         with self._lock:
             self._resident[version.digest] = resident
             self._metrics.resident.labels("device").set(len(self._resident))
@@ -333,15 +340,33 @@ class AdapterCache:
         self._vector_bytes += vector_bytes
         return {name: self._groups[name].rows.take(rank) for name, rank in ranks.items()}
 
+    def _take_up(self, resident: _Resident) -> None:
+        """One user more. Call with the lock held."""
+        if self._idle.pop(resident.digest, None) is not None:
+            self._spare.subtract(_sizes(resident))
+        resident.users += 1
+
+    def _let_go(self, resident: _Resident) -> None:
+        """One user less. Call with the lock held."""
+        resident.users -= 1
+        if resident.users == 0:
+            self._idle[resident.digest] = resident
+            self._spare.update(_sizes(resident))
+
     def _evict(self, holding: Callable[[_Resident], bool]) -> None:
-        """Puts out the one of these that was not used for longest."""
-        for digest, resident in self._resident.items():
-            if resident.users == 0 and holding(resident):
-                del self._resident[digest]
-                self._give_back(resident.rows, resident.vector_bytes)
-                self._metrics.cache_evictions.labels("device").inc()
-                return
-        raise PoolFull(1, 0)
+        """Puts out the one of these that was left longest ago."""
+        resident = next((resident for resident in self._idle.values() if holding(resident)), None)
+        if resident is None:
+            raise PoolFull(1, 0)
+        del self._resident[resident.digest], self._idle[resident.digest]
+        self._spare.subtract(_sizes(resident))
+        self._give_back(resident.rows, resident.vector_bytes)
+        self._metrics.cache_evictions.labels("device").inc()
+
+
+def _sizes(resident: _Resident) -> dict[str, int]:
+    """Its rows by layer group, and the bytes of its vectors."""
+    return {_VECTORS: resident.vector_bytes} | {name: len(rows) for name, rows in resident.rows.items()}
 
 
 def _vector_bytes(version: VersionRecord) -> int:
