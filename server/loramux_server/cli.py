@@ -97,6 +97,10 @@ def serve(
 
 
 def _run(settings: Settings, level: int) -> int:
+    from loramux_server import memory
+
+    if settings.device != "cuda":
+        memory.keep_freed()
     from loramux_server import app, logs
     from loramux_server.errors import LoraMuxError
     from loramux_store.errors import StoreError
