@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from loramux_server.bench import cli, engine, gpu, kernels, shapes, soak
+from loramux_server.bench import cli, engine, gpu, kernels, shapes, soak, unet
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
 from loramux_server.engine.adapter_cache import AdapterCache
@@ -149,9 +149,35 @@ def test_the_engine_is_compared_with_what_draws_the_same(monkeypatch: pytest.Mon
     calls: list[object] = []
     monkeypatch.setattr(engine, "_STEPS", 1)
     monkeypatch.setattr(engine, "_PEER_STEPS", 4)
-    monkeypatch.setattr(engine, "ratio", lambda *sides, **_: float(len([calls.append(side()) for side in sides])))
+    monkeypatch.setattr(engine, "_TICKS", 4)
+    monkeypatch.setattr(engine, "ratio", lambda one, other, *_: float(len([calls.append(s()) for s in (one, other)])))
     rows = engine.measure()
-    assert len(rows) == 5 and len(calls) == 10 and rows[-1].bound == ">=2.5"
+    assert len(rows) == 7 and len(calls) == 12 and [row.bound for row in rows[-2:]] == [">=2.5"] * 2
+
+
+TINY = unet.Shape(
+    "a tiny UNet",
+    8,
+    {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+    },
+)
+
+
+def test_a_unet_with_an_adapter_is_compared_with_pefts() -> None:
+    rows = unet.measure_at(TINY, 1)
+    assert [row.bound for row in rows] == ["<=1.10", "<=1", ""] and all(row.value > 0 for row in rows)
+
+
+def test_another_weight_than_pefts_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unet._Ours, "run", lambda ours, forward: forward(ours._unet) * 1.001)
+    with pytest.raises(AssertionError, match="ours computes something else than PEFT"):
+        unet.measure_at(TINY, 1)
 
 
 @pytest.mark.parametrize(
@@ -169,4 +195,6 @@ def test_one_json_object(name: str) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told.keys() == {"machine", "versions", "command", "rows"}
-    assert all(row.keys() == {"name", "value", "unit", "bound", "holds"} and row["value"] > 0 for row in told["rows"])
+    for row in told["rows"]:
+        assert row.keys() == {"name", "value", "unit", "bound", "holds"}
+        assert row["value"] > 0 or (row["unit"] == "operations" and row["holds"])

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Literal
 
-Name = Literal["kernels", "overhead", "engine", "store", "scheduler", "soak", "tune"]
+Name = Literal["kernels", "overhead", "engine", "unet", "store", "scheduler", "soak", "tune"]
 
 
 def bench(name: Name, *, json: bool = False) -> int:
@@ -19,8 +19,10 @@ def bench(name: Name, *, json: bool = False) -> int:
     ----------
     name:
         kernels: the linear layers of two UNets with a blend in their rank rows against the layers alone and
-        against PEFT. overhead: the wrapped base without adapters against diffusers' own UNet. engine: one forward
-        of eight blends against eight forwards and against none. store: publishing a file against hashing it.
+        against PEFT. overhead: the wrapped base without adapters against diffusers' own UNet, and the host's work for
+        resident blends. engine: one forward of eight blends against eight forwards and against none, against
+        diffusers with PEFT, and what lies between two forwards. unet: a UNet of Stable Diffusion 1.5's size with one
+        adapter against the same without and with PEFT; takes 4 GB. store: publishing a file against hashing it.
         scheduler: how long requests take over their fair share, on a simulated device; also draws
         out/bench/scheduler.png. soak: thousands of requests that load, blend, evict and are cancelled, and whether
         anything is left behind; takes long. tune: which kernel is fastest for each layer on the NVIDIA card here;
@@ -31,8 +33,11 @@ def bench(name: Name, *, json: bool = False) -> int:
     # Where other processes take their share of the cores, threads that wait by spinning use up their own, and every
     # product costs a time slice. libgomp reads this when torch is imported.
     os.putenv("OMP_WAIT_POLICY", "PASSIVE")
+    from loramux_server import memory
+
+    memory.keep_freed()  # as `loramux serve` does it
     from loramux_server import logs
-    from loramux_server.bench import engine, harness, kernels, overhead, scheduling, soak, store, tune
+    from loramux_server.bench import engine, harness, kernels, overhead, scheduling, soak, store, tune, unet
 
     if name == "tune" and not tune.possible():
         print(
@@ -44,6 +49,7 @@ def bench(name: Name, *, json: bool = False) -> int:
         "kernels": kernels,
         "overhead": overhead,
         "engine": engine,
+        "unet": unet,
         "store": store,
         "scheduler": scheduling,
         "soak": soak,

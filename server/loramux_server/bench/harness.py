@@ -48,6 +48,13 @@ def wall(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def processor(call: Callable[[], object]) -> float:
+    """Processor time of all threads of this process: what others take of the machine does not count."""
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
 def medians(
     calls: Mapping[Name, Callable[[], object]],
     repeats: int = REPEATS,
@@ -76,9 +83,9 @@ def medians(
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int = REPEATS) -> float:
+def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int = REPEATS, clock: Clock = wall) -> float:
     """Median time of `one` over that of `other`."""
-    taken = medians({"one": one, "other": other}, repeats)
+    taken = medians({"one": one, "other": other}, repeats, clock)
     return taken["one"] / taken["other"]
 
 
