@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from loramux_server.errors import Draining, Incompatible, InvalidRequest, PictureFailed
-from loramux_server.requests import BlendEntry, GenerationRequest, Sampler, SigmaSchedule, Stepped
+from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey, Sampler, SigmaSchedule, Stepped
 from loramux_store.errors import DataLoss, NotFound
 from loramux_store.record import UploadSpec
 
@@ -36,6 +36,24 @@ def test_a_row_that_becomes_non_finite_fails_its_own_request_only(server: Any, t
     with pytest.raises(PictureFailed, match="became non-finite at step"):
         bad.pictures()
     assert np.abs(good.pictures()[0].astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_a_picture_fails_by_its_own_rows_alone(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever row of a shared forward it is: pictures of two, one and two rows."""
+    engine, admit = server.app.engine, server.admission.admit
+    for row, owner in enumerate((0, 0, 1, 2, 2)):
+        jobs = [admit(request) for request in (PLAIN, replace(PLAIN, guidance_scale=1.0), PLAIN)]
+        for job in jobs:
+            engine.begin(job, engine.load(job).result(20))
+
+        def bad(latents: torch.Tensor, *_: Any, row: int = row, **__: Any) -> tuple[torch.Tensor]:
+            assert len(latents) == 5
+            return (torch.zeros_like(latents).index_fill(0, torch.tensor(row), float("nan")),)
+
+        monkeypatch.setattr(engine.base.unet, "forward", bad)
+        keys = [ImageKey(job.id, 0) for job in jobs]
+        assert [result.error is not None for result in engine.step(keys)] == [number == owner for number in range(3)]
+        engine.drop(keys)
 
 
 def test_cancelling_stops_the_steps_and_gives_the_rows_back(server: Any, wait_for: Any) -> None:

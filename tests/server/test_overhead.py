@@ -41,6 +41,7 @@ def test_a_batch_without_adapters_launches_the_operations_of_the_base_as_loaded(
 
 def test_a_tick_after_a_change_of_weight_launches_no_more_than_any_other(server: Any) -> None:
     """A schedule changes the weight before every tick; nothing is gathered again, no table is made."""
+    server.draw([replace(PLAIN, blend=BLENDED.blend[1:])])  # so that its rows lie before the other's: no view
     fixed = server.admission.admit(BLENDED)
     sloped = replace(fixed, id="sloped", blend=tuple(_sloped(each) for each in fixed.blend))
     ticks = {job.id: _ticks(server, job) for job in (fixed, sloped)}
