@@ -40,17 +40,19 @@ def test_a_batch_without_adapters_launches_the_operations_of_the_base_as_loaded(
 
 
 def test_a_tick_after_a_change_of_weight_launches_no_more_than_any_other(server: Any) -> None:
-    """A schedule changes the weight before every tick; nothing is gathered again, no table is made."""
+    """A schedule changes the weight before every tick, or keeps it; nothing is gathered again, no table is made."""
     server.draw([replace(PLAIN, blend=BLENDED.blend[1:])])  # so that its rows lie before the other's: no view
-    fixed = server.admission.admit(BLENDED)
-    sloped = replace(fixed, id="sloped", blend=tuple(_sloped(each) for each in fixed.blend))
-    ticks = {job.id: _ticks(server, job) for job in (fixed, sloped)}
-    assert ticks["sloped"] == ticks[fixed.id]
+    job = server.admission.admit(BLENDED)
+    ticks = {
+        name: _ticks(server, replace(job, id=name, blend=tuple(_ending(each, end) for each in job.blend)))
+        for name, end in (("level", 1.0), ("sloped", 0.5))
+    }
+    assert ticks["sloped"] == ticks["level"]
     assert not any(name.startswith("aten.index_select") for name in ticks["sloped"])
 
 
-def _sloped(weighted: Weighted) -> Weighted:
-    return replace(weighted, schedule=((0.0, 1.0), (1.0, 0.5)))
+def _ending(weighted: Weighted, factor: float) -> Weighted:
+    return replace(weighted, schedule=((0.0, 1.0), (1.0, factor)))
 
 
 def _ticks(server: Any, job: Any) -> Any:
