@@ -25,6 +25,7 @@ from loramux.v1 import (
 )
 from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server import images
+from loramux_server.adapter_service import AdapterService
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine import row_budget, sampling
 from loramux_server.engine.engine import Engine, Fixed, Observer
@@ -37,7 +38,7 @@ from loramux_server.metrics import Metrics, StoreCollector
 from loramux_server.requests import Sampler, ServerFacts
 from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
-from loramux_server.service import AdapterService, GenerationService
+from loramux_server.service import GenerationService
 from loramux_server.settings import BUILTIN, Settings
 from loramux_store.header import read_container
 from loramux_store.layout import KNOWN_NAMES, Layout
