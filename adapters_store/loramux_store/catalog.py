@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,14 +18,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from loramux_store.blobs import StoredFile
 from loramux_store.errors import NotFound
 from loramux_store.layout import Layout
 from loramux_store.names import Ref
 from loramux_store.record import AdapterRecord, InterpretOptions, UploadSpec, VersionRecord
 from loramux_store.report_json import options_from_json, report_from_json
 from loramux_store.schema import adapters, blobs, layouts, migrate, open_engine, versions
+from loramux_store.sqlite_errors import told
 
-__all__ = ["Catalog", "NewVersion"]
+__all__ = ["Catalog", "Listed", "NewVersion"]
 
 _VERSION_COLUMNS = (
     versions,
@@ -50,14 +52,28 @@ class NewVersion:
     report: str
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Digests of blobs, and (layout digest, digest) of versions, deleted adapters' too."""
+
+    blobs: frozenset[str]
+    versions: frozenset[tuple[str, str]]
+
+    def has(self, file: StoredFile) -> bool:
+        """Whether a row speaks of the file."""
+        return file.digest in self.blobs if file.layout is None else (file.layout, file.digest) in self.versions
+
+
 class Catalog:
     """The SQLite file. Readers run beside the one writer; a lock queues the writers."""
 
     def __init__(self, path: Path) -> None:
         self._engine = open_engine(path)
+        self._folder = path.parent
         self._write_lock = threading.Lock()
         try:
-            migrate(self._engine)
+            with told(self._folder):
+                migrate(self._engine)
         except BaseException:
             self._engine.dispose()
             raise
@@ -81,9 +97,14 @@ class Catalog:
 
     # -- versions ----------------------------------------------------------------------------
 
-    def add_version(self, spec: UploadSpec, new: NewVersion) -> tuple[VersionRecord, bool]:
-        """Add a version to spec.name; False if the latest one is the same already."""
+    def add_version(self, spec: UploadSpec, new: NewVersion, place: Callable[[], None]) -> tuple[VersionRecord, bool]:
+        """Add a version to spec.name; False if the latest one is the same already.
+
+        place: gives the version's files their names. It is called inside the transaction, so that
+        whoever holds `locked` never sees a file whose row is still to come.
+        """
         with self._writing() as connection:
+            place()
             now = _now()
             row = connection.execute(sa.select(adapters).where(adapters.c.name == spec.name)).one_or_none()
             same = row is not None and _is_latest(connection, row, new)
@@ -163,19 +184,39 @@ class Catalog:
             ).one()
         return named or 0, numbered or 0, held, size
 
+    def listed(self) -> Listed:
+        """What the rows speak of now."""
+        with self._reading() as connection:
+            return _listed(connection)
+
+    @contextmanager
+    def locked(self) -> Generator[Listed]:
+        """What the rows speak of, while nobody adds to them."""
+        with self._writing() as connection:
+            yield _listed(connection)
+
     @contextmanager
     def _reading(self) -> Generator[sa.Connection]:
-        with self._engine.connect() as connection, connection.begin():
+        with told(self._folder), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def _writing(self) -> Generator[sa.Connection]:
         with (
+            told(self._folder),
             self._write_lock,
             self._engine.connect().execution_options(write=True) as connection,
             connection.begin(),
         ):
             yield connection
+
+
+def _listed(connection: sa.Connection) -> Listed:
+    known = connection.execute(sa.select(versions.c.layout_digest, versions.c.digest).distinct())
+    return Listed(
+        frozenset(connection.scalars(sa.select(blobs.c.digest))),
+        frozenset((row.layout_digest, row.digest) for row in known),
+    )
 
 
 def _adapters() -> sa.Select[Any]:

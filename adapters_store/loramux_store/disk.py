@@ -1,7 +1,7 @@
 """The few things the store does to files, each a point where a machine may stop.
 
-Takes paths and bytes; gives effects, and NoSpace where the disk is full. Tests put a Disk that
-fails in place of this one. Knows no blobs and no catalog.
+Takes paths and bytes; gives effects, and NoSpace, ReadOnly or DiskFailed where the system refuses.
+Tests put a Disk that fails in place of this one. Knows no blobs and no catalog.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from loramux_store.errors import NoSpace, UnsafeFilesystem
+from loramux_store.errors import DiskFailed, NoSpace, ReadOnly, UnsafeFilesystem
 
 __all__ = ["Disk", "free_bytes", "refuse_network"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 # WAL needs shared memory and honest locks; of these file systems neither can be had.
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "ceph", "glusterfs", "afs"}
@@ -29,27 +32,28 @@ class Disk:
 
     def create(self, path: Path) -> BinaryIO:
         """A new file; an existing one of that name is an error, and so is a link."""
-        with _no_space(path.parent):
+        with _told("create", path.parent):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
             return os.fdopen(os.open(path, flags, 0o644), "w+b", buffering=0)
 
     def write(self, handle: BinaryIO, data: bytes | memoryview) -> None:
         """All of data at the current position."""
         view = memoryview(data)
-        with _no_space(handle.fileno(), len(view)):
+        with _told("write", handle.fileno(), len(view)):
             while view:
-                view = view[handle.write(view) :]
+                view = view[os.write(handle.fileno(), view) :]
 
     def sync(self, handle: BinaryIO) -> None:
         """The file's bytes reach the disk."""
-        with _no_space(handle.fileno()):
+        with _told("fsync", handle.fileno()):
             os.fsync(handle.fileno())
 
     def publish(self, source: Path, target: Path) -> None:
         """Give a synced file its final name, read-only, and make the name durable."""
-        os.chmod(source, 0o444)
-        if target.parent not in self._durable:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with _told("chmod", source.parent):
+            os.chmod(source, 0o444)
+        if target.parent not in self._durable or not target.parent.is_dir():
+            self.make_folder(target.parent)
             self.sync_folder(target.parent.parent)
             self._durable.add(target.parent)
         self.rename(source, target)
@@ -57,19 +61,27 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         """Atomic; replaces the target."""
-        os.replace(source, target)
+        with _told("rename", target.parent):
+            os.replace(source, target)
+
+    def make_folder(self, folder: Path) -> None:
+        """There, with every folder above it."""
+        with _told("mkdir", folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def sync_folder(self, folder: Path) -> None:
         """Names in the folder reach the disk."""
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with _told("fsync of a folder", folder):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def remove(self, path: Path) -> None:
         """Gone, or was not there."""
-        path.unlink(missing_ok=True)
+        with _told("unlink", path.parent):
+            path.unlink(missing_ok=True)
 
 
 def free_bytes(place: Path | int) -> int:
@@ -104,10 +116,12 @@ def _filesystem(folder: Path, lines: list[str]) -> str:
 
 
 @contextmanager
-def _no_space(place: Path | int, needed: int = 0) -> Generator[None]:
+def _told(operation: str, place: Path | int, needed: int = 0) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise NoSpace(needed, free_bytes(place)) from error
-        raise
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        kind = ReadOnly if error.errno in _READ_ONLY else DiskFailed
+        raise kind(operation, reason) from error

@@ -7,6 +7,8 @@
     │   ├── ChecksumMismatch    the bytes are not those that were announced
     │   └── TooLarge            more bytes than the limit or than announced
     ├── NoSpace             the disk is full
+    ├── DiskFailed          the disk or the catalog gives errors
+    │   └── ReadOnly            the disk can only be read
     ├── DataLoss            a stored file no longer has its digest
     ├── SchemaTooNew        a newer release has written this store
     ├── UnsafeFilesystem    a network file system, where SQLite's WAL can lose commits
@@ -24,9 +26,11 @@ __all__ = [
     "ChecksumMismatch",
     "Closed",
     "DataLoss",
+    "DiskFailed",
     "InvalidArgument",
     "NoSpace",
     "NotFound",
+    "ReadOnly",
     "Refused",
     "SchemaTooNew",
     "StoreError",
@@ -102,6 +106,17 @@ class NoSpace(StoreError):
         super().__init__(f"no space on the store's disk: {needed} bytes needed, {free} free")
         self.needed = needed
         self.free = free
+
+
+class DiskFailed(StoreError):
+    """The store's disk gave an error: what was asked is not done, what was there before still is."""
+
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(f"the store's disk failed at {operation}: {reason}")
+
+
+class ReadOnly(DiskFailed):
+    """The store may be read, not written."""
 
 
 class DataLoss(StoreError):

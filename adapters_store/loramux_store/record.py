@@ -18,6 +18,7 @@ __all__ = [
     "MatchedModule",
     "Page",
     "Published",
+    "Reclaimed",
     "StoreStats",
     "UploadSpec",
     "VersionRecord",
@@ -163,3 +164,11 @@ class StoreStats:
     blobs: int
     bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What crashes and abandoned uploads had left, now gone: files and their bytes."""
+
+    files: int
+    bytes: int

@@ -34,6 +34,7 @@ from loramux_store.record import (
     InterpretOptions,
     Page,
     Published,
+    Reclaimed,
     StoreStats,
     UploadSpec,
     VersionRecord,
@@ -52,10 +53,11 @@ _PART_MAX_AGE_S = 24 * 3600.0
 class Store:
     """An open store. Use `Store.open`."""
 
-    def __init__(self, shelf: Shelf, catalog: Catalog, max_file_bytes: int) -> None:
+    def __init__(self, shelf: Shelf, catalog: Catalog, max_file_bytes: int, part_max_age_s: float) -> None:
         self._shelf = shelf
         self._catalog = catalog
         self._max_file_bytes = max_file_bytes
+        self._part_max_age_s = part_max_age_s
         self._closed = False
 
     @classmethod
@@ -72,8 +74,7 @@ class Store:
         shelf.prepare()
         refuse_network(shelf.root)
         catalog = Catalog(shelf.root / "catalog.sqlite3")
-        shelf.expire_parts(part_max_age_s)
-        return cls(shelf, catalog, max_file_bytes)
+        return cls(shelf, catalog, max_file_bytes, part_max_age_s)
 
     def close(self) -> None:
         """Close the catalog; later calls raise Closed."""
@@ -142,22 +143,24 @@ class Store:
         try:
             report = _warned(plan.report, self._write_compiled(plan, compiled))
             self._shelf.disk.sync(upload.handle)
-            self._shelf.disk.publish(upload.part, self._shelf.blob(upload.sha256))
-            target = self._shelf.compiled_file(plan.layout.digest, digest)
-            self._shelf.disk.publish(compiled, target)
+            new = NewVersion(
+                digest=digest,
+                blob_digest=upload.sha256,
+                size_bytes=upload.received,
+                layout=plan.layout,
+                kind="lora" if embedding is None else "embedding",
+                options=options_to_json(options),
+                report=report_to_json(report),
+            )
+            version, created = self._open_catalog().add_version(spec, new, lambda: self._place(upload, compiled, new))
         finally:
-            self._shelf.disk.remove(compiled)
-        new = NewVersion(
-            digest=digest,
-            blob_digest=upload.sha256,
-            size_bytes=upload.received,
-            layout=plan.layout,
-            kind="lora" if embedding is None else "embedding",
-            options=options_to_json(options),
-            report=report_to_json(report),
-        )
-        version, created = self._open_catalog().add_version(spec, new)
+            self._shelf.drop(compiled)
         return Published(version, report, created)
+
+    def _place(self, upload: Upload, compiled: Path, new: NewVersion) -> None:
+        disk = self._shelf.disk
+        disk.publish(upload.part, self._shelf.blob(new.blob_digest))
+        disk.publish(compiled, self._shelf.compiled_file(new.layout.digest, new.digest))
 
     def _plan(self, path: Path, spec: UploadSpec) -> Plan | EmbeddingPlan:
         container = read_container(path, self._max_file_bytes)
@@ -209,6 +212,21 @@ class Store:
         """Hide an adapter. Running images keep its version; an upload brings the name back."""
         return self._open_catalog().delete(check_name(name))
 
+    def reclaim(self) -> Reclaimed:
+        """Remove what crashes left: old part files, and blobs and compiled files that no row speaks of.
+
+        Safe beside uploads, of other processes too: a file gets its name and its row in one
+        transaction, and what is removed here is looked at again within another.
+        """
+        catalog = self._open_catalog()
+        before = catalog.listed()
+        gone = self._shelf.expire_parts(self._part_max_age_s)
+        unlisted = [file for file in self._shelf.files() if not before.has(file)]
+        if unlisted:
+            with catalog.locked() as listed:
+                gone += [self._shelf.discard(file.path) for file in unlisted if not listed.has(file)]
+        return Reclaimed(len(gone), sum(gone))
+
     def stats(self) -> StoreStats:
         """Counts and sizes."""
         adapters, versions, blobs, size = self._open_catalog().counts()
@@ -228,7 +246,7 @@ class Store:
             self._write_compiled(plan, part)
             self._shelf.disk.publish(part, path)
         finally:
-            self._shelf.disk.remove(part)
+            self._shelf.drop(part)
         return path
 
     def _open_catalog(self) -> Catalog:

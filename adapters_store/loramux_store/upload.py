@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from loramux_store.errors import (
     InvalidArgument,
     NoSpace,
     Refused,
+    StoreError,
     TooLarge,
 )
 from loramux_store.formats.peft_config import parse_config
@@ -93,7 +95,8 @@ class Upload:
         if self._open:
             self._open = False
             self.handle.close()
-            self._disk.remove(self.part)
+            with suppress(StoreError):  # then the store's `reclaim` takes it later
+                self._disk.remove(self.part)
 
     def __enter__(self) -> Upload:
         """Itself."""

@@ -34,6 +34,7 @@ from loramux_server.engine.pipeline import Base, Distilled, Family
 from loramux_server.errors import BadSetting
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
+from loramux_server.janitor import keep_clean
 from loramux_server.metrics import Metrics, StoreCollector
 from loramux_server.requests import Sampler, ServerFacts
 from loramux_server.runner import Runner
@@ -141,7 +142,7 @@ class App:
                 await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
             self._ready = True
             on_ready(Ready(settings.host, port, admin.port, self.engine.base.name))
-            await _watch_lag(self.metrics, stop)
+            await asyncio.gather(_watch_lag(self.metrics, stop), keep_clean(self.store, self.metrics, stop))
         finally:
             self._ready = False
             await checks.enter_graceful_shutdown()

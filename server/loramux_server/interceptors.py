@@ -162,6 +162,10 @@ def _describe(error: Exception) -> _Details:
             return code.INVALID_ARGUMENT, error.reason, _shortened(error.detail), []
         case shelf.NoSpace():
             return code.RESOURCE_EXHAUSTED, "NO_SPACE", {}, []
+        case shelf.ReadOnly():
+            return code.FAILED_PRECONDITION, "STORE_READ_ONLY", {}, []
+        case shelf.DiskFailed():
+            return code.UNAVAILABLE, "DISK_FAILED", {}, []
         case shelf.DataLoss():
             return code.DATA_LOSS, "BLOB_DAMAGED", {"blob": error.digest}, []
         case _:

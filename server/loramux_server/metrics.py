@@ -69,6 +69,9 @@ class Metrics:
         self.upload_seconds = histogram("upload_seconds", "First message of an upload to its end.", _SECONDS)
         self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop last woke a sleeper.")
         self.upload_bytes = counter("upload_bytes_total", "Bytes of adapter files received.")
+        self.reclaimed_bytes = counter(
+            "store_reclaimed_bytes_total", "Bytes of leftovers of crashes and abandoned uploads removed."
+        )
         self.upload_failures = counter("upload_failures_total", "Uploads refused, by reason.", "reason")
         self.rpcs_started = Counter(
             "grpc_server_started_total", "RPCs started.", ("grpc_service", "grpc_method"), registry=registry

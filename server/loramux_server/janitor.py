@@ -1,0 +1,32 @@
+"""Keeps the store free of what crashes and abandoned uploads leave.
+
+Takes the store; removes leftovers once at the start and then every so often, on a thread of its own, and counts them.
+It knows no requests.
+"""
+
+import asyncio
+import contextlib
+
+import structlog
+
+from loramux_server.metrics import Metrics
+from loramux_store.errors import StoreError
+from loramux_store.store import Store
+
+PERIOD_S = 600.0
+_log = structlog.stdlib.get_logger(__name__)
+
+
+async def keep_clean(store: Store, metrics: Metrics, stop: asyncio.Event, period_s: float = PERIOD_S) -> None:
+    """Until `stop`. A disk that fails is told in the log, and tried again the next time."""
+    while not stop.is_set():
+        try:
+            gone = await asyncio.to_thread(store.reclaim)
+        except (StoreError, OSError) as error:
+            _log.error("leftovers could not be reclaimed", error=str(error))
+        else:
+            metrics.reclaimed_bytes.inc(gone.bytes)
+            if gone.files:
+                _log.info("reclaimed", files=gone.files, bytes=gone.bytes)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), timeout=period_s)

@@ -1,0 +1,152 @@
+"""A disk that is full, broken or read-only: the right error, no damage, and all is well afterwards."""
+
+import errno
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import adapter_files as af
+import pytest
+import sqlalchemy as sa
+
+from loramux_store import Store, UploadSpec
+from loramux_store.errors import DataLoss, DiskFailed, NoSpace, ReadOnly, StoreError
+from loramux_store.sqlite_errors import told
+
+PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+CALLS = ("open", "write", "fsync", "chmod", "replace", "unlink")
+
+
+def file(folder: Path, seed: int) -> Path:
+    return af.write(folder / f"{seed}.safetensors", af.peft_tensors(af.factors(af.TOY_SD1, [PATH], seed=seed)))
+
+
+class Failures:
+    """The system calls of the store, of which the n-th fails."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int, at: int) -> None:
+        self.calls: list[str] = []
+        for name in CALLS:
+            patch.setattr(f"loramux_store.disk.os.{name}", self._failing(name, getattr(os, name), number, at))
+
+    def _failing(self, name: str, call: Callable[..., Any], number: int, at: int) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            if len(self.calls) - 1 == at:
+                raise OSError(number, os.strerror(number))
+            return call(*args, **kwargs)
+
+        return wrapped
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.ENOSPC, NoSpace), (errno.EIO, DiskFailed), (errno.EROFS, ReadOnly)]
+)
+def test_any_call_that_fails_is_told_and_does_no_damage(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[StoreError]
+) -> None:
+    first, second = file(tmp_path, 1), file(tmp_path, 2)
+    store.publish(first, UploadSpec(name="x"))
+    seen: set[str] = set()
+    for at in range(1000):
+        with monkeypatch.context() as patch:
+            failures = Failures(patch, number, at)
+            try:
+                store.publish(second, UploadSpec(name=f"y{at}"))
+            except StoreError as error:
+                assert type(error) is expected
+                done = False
+            else:
+                done = True
+        if len(failures.calls) <= at:
+            break
+        seen.add(failures.calls[at])
+        assert done == (failures.calls[at] == "unlink"), "only a leftover that stays is no failure"
+        names = [record.name for record in store.list_adapters(1000).items]
+        assert (f"y{at}" in names) == done, "refused means not there"
+        assert af.compiled_delta(store.compiled(store.resolve("x")), af.TOY_SD1)[PATH].norm() > 0
+        assert store.publish(second, UploadSpec(name=f"y{at}")).created != done, "and then it works"
+    assert seen == set(CALLS)
+    store.reclaim()
+    blobs = [path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file()]
+    assert {path.name for path in blobs} == {store.resolve("x").blob_digest, store.resolve("y0").blob_digest}
+
+
+@pytest.mark.parametrize(
+    ("pragma", "expected", "leftovers"), [("query_only = ON", ReadOnly, 0), ("max_page_count = 1", NoSpace, 2)]
+)
+def test_a_catalog_that_cannot_be_written(
+    store: Store, tmp_path: Path, pragma: str, expected: type[StoreError], leftovers: int
+) -> None:
+    version = store.publish(file(tmp_path, 1), UploadSpec(name="x")).version
+    big = UploadSpec(name="y", description="y" * 8000, labels={str(n): "v" * 256 for n in range(64)})
+
+    def set_up(connection: Any, _record: Any, _proxy: Any) -> None:
+        connection.execute(f"PRAGMA {pragma}")
+
+    sa.event.listen(store._catalog._engine, "checkout", set_up)
+    with pytest.raises(expected):
+        store.publish(file(tmp_path, 2), big)
+    assert store.resolve("x") == version and store.compiled(version).exists(), "reading goes on"
+    sa.event.remove(store._catalog._engine, "checkout", set_up)
+    store._catalog._engine.dispose()
+    assert store.reclaim().files == leftovers, "blob and compiled file without their row"
+    assert store.publish(file(tmp_path, 2), big).created
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_BUSY])
+def test_other_errors_of_the_catalogs_disk(tmp_path: Path, code: int) -> None:
+    original = sqlite3.OperationalError("no")
+    original.sqlite_errorcode = code
+    with pytest.raises(DiskFailed, match="catalog"), told(tmp_path):
+        raise sa.exc.OperationalError("select", {}, original)
+
+
+def test_faults_of_ours_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(sa.exc.IntegrityError), told(tmp_path):
+        raise sa.exc.IntegrityError("insert", {}, sqlite3.IntegrityError("no"))
+
+
+def damaged(name: str, whole: bytes) -> bytes | None:
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    return {"truncated": whole[:-10], "flipped": bytes(flipped), "longer": whole + b"x", "gone": None}[name]
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "longer", "gone"])
+def test_a_damaged_blob_is_data_loss_until_it_comes_again(store: Store, tmp_path: Path, how: str) -> None:
+    source = file(tmp_path, 1)
+    version, other = (store.publish(path, UploadSpec(name=path.stem)).version for path in (source, file(tmp_path, 2)))
+    blob = tmp_path / "store" / "blobs" / "sha256" / version.blob_digest[:2] / version.blob_digest
+    bytes_now = damaged(how, source.read_bytes())
+    blob.unlink()
+    if bytes_now is not None:
+        blob.write_bytes(bytes_now)
+    assert store.compiled(version).exists(), "the compiled file is whole"
+    store.compiled(version).unlink()
+    with pytest.raises(DataLoss, match=version.blob_digest):
+        store.compiled(version)
+    assert store.compiled(other).exists()
+    assert not store.publish(source, UploadSpec(name="1")).created
+    assert af.compiled_delta(store.compiled(version), af.TOY_SD1)[PATH].norm() > 0
+
+
+def test_a_compiled_file_of_an_old_form_is_made_again(store: Store, tmp_path: Path) -> None:
+    version = store.publish(file(tmp_path, 1), UploadSpec(name="x")).version
+    path = store.compiled(version)
+    whole, inode = path.read_bytes(), path.stat().st_ino
+    assert store.compiled(version).stat().st_ino == inode
+    path.chmod(0o644)
+    path.write_bytes(whole.replace(b'"format":"', b'"fOrmat":"'))
+    assert store.compiled(version).read_bytes() == whole
+    assert path.stat().st_ino != inode
+
+
+def test_the_folder_of_compiled_files_may_be_thrown_away(store: Store, tmp_path: Path) -> None:
+    import shutil
+
+    version = store.publish(file(tmp_path, 1), UploadSpec(name="x")).version
+    shutil.rmtree(tmp_path / "store" / "compiled")
+    assert af.compiled_delta(store.compiled(version), af.TOY_SD1)[PATH].norm() > 0
