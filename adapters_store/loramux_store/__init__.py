@@ -14,12 +14,14 @@ from loramux_store.record import (
     MatchedModule,
     Page,
     Published,
+    Reclaimed,
     StoreStats,
     UploadSpec,
     VersionRecord,
 )
 from loramux_store.store import Store
 from loramux_store.upload import Upload
+from loramux_store.uploads import Unfinished
 
 __all__ = [
     "AcceptReport",
@@ -31,8 +33,10 @@ __all__ = [
     "ModuleSpec",
     "Page",
     "Published",
+    "Reclaimed",
     "Store",
     "StoreStats",
+    "Unfinished",
     "Upload",
     "UploadSpec",
     "VersionRecord",

@@ -7,8 +7,6 @@ in it.
 from __future__ import annotations
 
 import hashlib
-import math
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +16,7 @@ from pathlib import Path
 from loramux_store.disk import Disk
 from loramux_store.errors import DataLoss, StoreError
 
-__all__ = ["READ_CHUNK", "Shelf", "StoredFile"]
+__all__ = ["READ_CHUNK", "Shelf", "StoredFile", "sha256_of"]
 
 READ_CHUNK = 1 << 20
 
@@ -49,12 +47,8 @@ class Shelf:
             self.disk.sync_folder(folder.parent)
 
     def new_part(self) -> Path:
-        """A fresh name in uploads."""
+        """A fresh name in uploads, for a file on its way to another folder."""
         return self.uploads / f"{uuid.uuid4().hex}.part"
-
-    def expire_parts(self, max_age_s: float) -> list[int]:
-        """Remove part files untouched for longer than max_age_s; the bytes of each."""
-        return [self.discard(part) for part in self.uploads.glob("*.part") if _age_s(part) > max_age_s]
 
     def drop(self, path: Path) -> None:
         """Remove a leftover. Where the disk refuses, `Store.reclaim` tries again another day."""
@@ -88,23 +82,18 @@ class Shelf:
     def verified_blob(self, digest: str) -> Path:
         """The blob's path, once its bytes have been hashed again."""
         path = self.blob(digest)
-        found = hashlib.sha256()
         try:
-            with path.open("rb") as handle:
-                while chunk := handle.read(READ_CHUNK):
-                    found.update(chunk)
+            found = sha256_of(path)
         except FileNotFoundError as error:
             raise DataLoss(digest, "the file is gone") from error
         except OSError as error:
             raise DataLoss(digest, f"the file cannot be read: {error.strerror}") from error
-        if found.hexdigest() != digest:
-            raise DataLoss(digest, f"the file now has sha256 {found.hexdigest()}")
+        if found != digest:
+            raise DataLoss(digest, f"the file now has sha256 {found}")
         return path
 
 
-def _age_s(path: Path) -> float:
-    """Since the last write; negative infinity where another process has just finished the file."""
-    try:
-        return time.time() - path.lstat().st_mtime
-    except FileNotFoundError:
-        return -math.inf
+def sha256_of(path: Path) -> str:
+    """Of the bytes that the file has now."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

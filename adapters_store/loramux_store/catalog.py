@@ -184,6 +184,11 @@ class Catalog:
             ).one()
         return named or 0, numbered or 0, held, size
 
+    def has_blob(self, digest: str | None) -> bool:
+        """Whether a version has those bytes."""
+        with self._reading() as connection:
+            return connection.scalar(sa.select(blobs.c.digest).where(blobs.c.digest == digest)) is not None
+
     def listed(self) -> Listed:
         """What the rows speak of now."""
         with self._reading() as connection:

@@ -7,6 +7,7 @@ Tests put a Disk that fails in place of this one. Knows no blobs and no catalog.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -36,8 +37,27 @@ class Disk:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
             return os.fdopen(os.open(path, flags, 0o644), "w+b", buffering=0)
 
+    def open_part(self, path: Path) -> BinaryIO:
+        """A file to append to, new or not, but no link."""
+        with _told("open", path.parent):
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            return os.fdopen(os.open(path, flags, 0o644), "a+b", buffering=0)
+
+    def lock(self, handle: BinaryIO) -> bool:
+        """Hold the file until the handle is closed, also against other processes; False if another does."""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def truncate(self, handle: BinaryIO) -> None:
+        """Empty the file."""
+        with _told("truncate", handle.fileno()):
+            os.ftruncate(handle.fileno(), 0)
+
     def write(self, handle: BinaryIO, data: bytes | memoryview) -> None:
-        """All of data at the current position."""
+        """All of data at the current position, of a part at its end."""
         view = memoryview(data)
         with _told("write", handle.fileno(), len(view)):
             while view:

@@ -2,6 +2,10 @@
 
     StoreError
     ├── NotFound            no such adapter, version or alias
+    ├── UploadNotFound      no such upload: finished long ago, aborted, expired or never begun
+    ├── UploadBusy          another call writes to the upload
+    ├── WrongOffset         the upload goes on elsewhere in the file
+    ├── QuotaExceeded       the store would hold more than it may
     ├── InvalidArgument     a field of a request is wrong (field, value, expected)
     ├── Refused             the file is wrong (reason, detail); nothing is left of it
     │   ├── ChecksumMismatch    the bytes are not those that were announced
@@ -30,12 +34,16 @@ __all__ = [
     "InvalidArgument",
     "NoSpace",
     "NotFound",
+    "QuotaExceeded",
     "ReadOnly",
     "Refused",
     "SchemaTooNew",
     "StoreError",
     "TooLarge",
     "UnsafeFilesystem",
+    "UploadBusy",
+    "UploadNotFound",
+    "WrongOffset",
 ]
 
 
@@ -53,6 +61,42 @@ class NotFound(StoreError):
     def __init__(self, ref: str, message: str | None = None) -> None:
         super().__init__(message or f"no adapter {ref!r}")
         self.ref = ref
+
+
+class UploadNotFound(StoreError):
+    """No upload has that id, not any more or not yet."""
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"no upload {upload_id!r}: it has expired, was aborted or never begun")
+        self.upload_id = upload_id
+
+
+class UploadBusy(StoreError):
+    """Another call writes to the upload; an upload has one writer at a time."""
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"another call writes to upload {upload_id!r}")
+        self.upload_id = upload_id
+
+
+class WrongOffset(StoreError):
+    """The next byte of an upload is another one; `received` says which."""
+
+    def __init__(self, offset: int, received: int) -> None:
+        super().__init__(f"offset: got {offset}, expected {received}, where the bytes received end")
+        self.offset = offset
+        self.received = received
+
+
+class QuotaExceeded(StoreError):
+    """The store would hold more than it may."""
+
+    def __init__(self, subject: str, needed: int, used: int, limit: int) -> None:
+        super().__init__(f"{subject}: {needed} more would exceed the quota of {limit}, of which {used} are used")
+        self.subject = subject
+        self.needed = needed
+        self.used = used
+        self.limit = limit
 
 
 class InvalidArgument(StoreError):

@@ -3,13 +3,14 @@
 Takes upload specs, bytes and names; gives records, reports and paths, never live tensors.
 Synchronous and thread-safe. Knows no server, no gRPC and no kernels.
 
-The way of an upload, each step durable before the next: part file -> container check -> layout and
-scales -> compiled file -> blob -> catalog row. A crash leaves the version whole, or leftovers.
+The way of an upload, each step durable before the next: part file -> sha256 -> container check -> layout
+and scales -> compiled file -> blob -> catalog row. A crash leaves the version whole, or leftovers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,12 @@ from loramux_store.blobs import READ_CHUNK, Shelf
 from loramux_store.catalog import Catalog, NewVersion
 from loramux_store.compiled_file import is_current
 from loramux_store.disk import Disk, free_bytes, refuse_network
-from loramux_store.errors import Closed, InvalidArgument, NotFound
+from loramux_store.errors import Closed, InvalidArgument, NotFound, UploadNotFound
 from loramux_store.formats.embedding import EmbeddingPlan, plan_embedding
 from loramux_store.formats.plan import Plan, make_plan
 from loramux_store.header import Container, read_container
 from loramux_store.layout import KNOWN_NAMES, Layout, known_layout, known_layouts
-from loramux_store.names import check_name, parse_ref
+from loramux_store.names import Ref, check_name, parse_ref
 from loramux_store.paging import check_page_size, read_token, write_token
 from loramux_store.record import (
     AcceptReport,
@@ -40,24 +41,26 @@ from loramux_store.record import (
     VersionRecord,
 )
 from loramux_store.report_json import options_to_json, report_to_json, version_digest
+from loramux_store.room import Limits, check_room
 from loramux_store.sniff import MAX_FILE
 from loramux_store.upload import Upload, check_spec
+from loramux_store.uploads import Unfinished, Uploads
 
 __all__ = ["Store"]
 
 T = TypeVar("T")
 
-_PART_MAX_AGE_S = 24 * 3600.0
+UPLOAD_IDLE_S = 24 * 3600.0
 
 
 class Store:
     """An open store. Use `Store.open`."""
 
-    def __init__(self, shelf: Shelf, catalog: Catalog, max_file_bytes: int, part_max_age_s: float) -> None:
+    def __init__(self, shelf: Shelf, catalog: Catalog, uploads: Uploads, limits: Limits) -> None:
         self._shelf = shelf
         self._catalog = catalog
-        self._max_file_bytes = max_file_bytes
-        self._part_max_age_s = part_max_age_s
+        self._uploads = uploads
+        self._limits = limits
         self._closed = False
 
     @classmethod
@@ -66,15 +69,21 @@ class Store:
         root: Path,
         *,
         max_file_bytes: int = MAX_FILE,
-        part_max_age_s: float = _PART_MAX_AGE_S,
+        quota_bytes: int | None = None,
+        upload_idle_s: float = UPLOAD_IDLE_S,
         disk: Disk | None = None,
     ) -> Store:
-        """Open or create the store in a folder of a local disk."""
+        """Open or create the store in a folder of a local disk.
+
+        quota_bytes: most bytes of blobs, uploads on their way included. upload_idle_s: an upload
+        untouched for longer is thrown away.
+        """
         shelf = Shelf(Path(root).absolute(), disk or Disk())
         shelf.prepare()
         refuse_network(shelf.root)
         catalog = Catalog(shelf.root / "catalog.sqlite3")
-        return cls(shelf, catalog, max_file_bytes, part_max_age_s)
+        uploads = Uploads(shelf.uploads, shelf.disk, upload_idle_s)
+        return cls(shelf, catalog, uploads, Limits(max_file_bytes, quota_bytes))
 
     def close(self) -> None:
         """Close the catalog; later calls raise Closed."""
@@ -114,38 +123,78 @@ class Store:
 
     # -- uploads -----------------------------------------------------------------------------
 
-    def begin_upload(self, spec: UploadSpec) -> Upload:
-        """Check the spec and open a part file."""
+    def begin_upload(self, spec: UploadSpec, upload_id: str | None = None) -> Upload:
+        """Begin an upload, or go on with the one of that id, which has the same spec.
+
+        Whether there is room is asked of the size announced, before any byte is taken. An id whose
+        upload was published begins anew.
+        """
         self._open_catalog()
         spec = check_spec(spec)
         if spec.layout is not None:
             self.layout(spec.layout)
-        return Upload(spec, self._shelf.new_part(), self._shelf.disk, self._max_file_bytes, self._finish)
+        key = uuid.uuid4().hex if upload_id is None else upload_id
+        part = self._uploads.open(key, spec, lambda: self._check_room(spec))
+        return Upload(
+            key,
+            spec,
+            part,
+            self._uploads,
+            self._shelf.disk,
+            self._limits.file_bytes,
+            self._finish,
+            resumable=upload_id is not None,
+        )
+
+    def find_upload(self, upload_id: str) -> Unfinished | Published:
+        """How far an upload has come, or what it became."""
+        catalog = self._open_catalog()
+        found = self._uploads.find(upload_id)
+        if isinstance(found, Unfinished):
+            return found
+        try:
+            version = catalog.version(Ref(found.adapter, found.number))
+        except NotFound as error:  # deleted since
+            raise UploadNotFound(upload_id) from error
+        return Published(version, version.report, found.created)
+
+    def abort_upload(self, upload_id: str) -> None:
+        """Throw away what came of an upload; UploadBusy while somebody writes to it."""
+        self._open_catalog()
+        self._uploads.remove(upload_id)
+
+    def _check_room(self, spec: UploadSpec) -> None:
+        catalog, limits = self._open_catalog(), self._limits
+        if spec.validate_only or catalog.has_blob(spec.sha256):  # such bytes do not stay
+            limits = replace(limits, quota_bytes=None)
+        free, held = free_bytes(self._shelf.uploads), catalog.counts()[3]
+        check_room(spec.size_bytes or 0, limits, self._uploads.reserved(), free, held)
 
     def publish(self, path: Path, spec: UploadSpec) -> Published:
         """Upload a local file, which stays where it is."""
+        spec = replace(spec, size_bytes=Path(path).stat().st_size if spec.size_bytes is None else spec.size_bytes)
         with Path(path).open("rb") as source, self.begin_upload(spec) as upload:
             while chunk := source.read(READ_CHUNK):
                 upload.write(chunk)
             return upload.commit()
 
-    def _finish(self, upload: Upload) -> Published:
+    def _finish(self, upload: Upload, blob_digest: str) -> Published:
         spec = upload.spec
-        plan = self._plan(upload.part, spec)
+        plan = self._plan(upload.path, spec)
         options, embedding = spec.options, plan.report.embedding
         if embedding is not None:
             options = replace(options, trigger=embedding.trigger)
         if spec.validate_only:
             warnings = _convert(plan, len)
             return Published(None, _warned(plan.report, warnings), created=False)
-        digest = version_digest(upload.sha256, options)
+        digest = version_digest(blob_digest, options)
         compiled = self._shelf.new_part()
         try:
             report = _warned(plan.report, self._write_compiled(plan, compiled))
-            self._shelf.disk.sync(upload.handle)
+            upload.sync()
             new = NewVersion(
                 digest=digest,
-                blob_digest=upload.sha256,
+                blob_digest=blob_digest,
                 size_bytes=upload.received,
                 layout=plan.layout,
                 kind="lora" if embedding is None else "embedding",
@@ -159,11 +208,11 @@ class Store:
 
     def _place(self, upload: Upload, compiled: Path, new: NewVersion) -> None:
         disk = self._shelf.disk
-        disk.publish(upload.part, self._shelf.blob(new.blob_digest))
+        disk.publish(upload.path, self._shelf.blob(new.blob_digest))
         disk.publish(compiled, self._shelf.compiled_file(new.layout.digest, new.digest))
 
     def _plan(self, path: Path, spec: UploadSpec) -> Plan | EmbeddingPlan:
-        container = read_container(path, self._max_file_bytes)
+        container = read_container(path, self._limits.file_bytes)
         wanted = self.layout(spec.layout) if spec.layout is not None else None
         return _planned(container, spec.options, spec.name, self.layouts(), wanted)
 
@@ -213,14 +262,14 @@ class Store:
         return self._open_catalog().delete(check_name(name))
 
     def reclaim(self) -> Reclaimed:
-        """Remove what crashes left: old part files, and blobs and compiled files that no row speaks of.
+        """Remove idle uploads and what crashes left: part files, and blobs and compiled files that no row speaks of.
 
         Safe beside uploads, of other processes too: a file gets its name and its row in one
         transaction, and what is removed here is looked at again within another.
         """
         catalog = self._open_catalog()
         before = catalog.listed()
-        gone = self._shelf.expire_parts(self._part_max_age_s)
+        gone = self._uploads.expire()
         unlisted = [file for file in self._shelf.files() if not before.has(file)]
         if unlisted:
             with catalog.locked() as listed:
@@ -239,7 +288,7 @@ class Store:
             return path
         layout = self.layout(version.layout_digest)
         blob = self._shelf.verified_blob(version.blob_digest)
-        container = read_container(blob, max(self._max_file_bytes, version.size_bytes))
+        container = read_container(blob, max(self._limits.file_bytes, version.size_bytes))
         plan = _planned(container, version.options, version.adapter, [layout], layout)
         part = self._shelf.new_part()
         try:

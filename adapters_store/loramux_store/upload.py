@@ -1,34 +1,28 @@
-"""One upload on its way: a part file, hashed while it is written.
+"""One upload on its way: a part file that grows.
 
-Takes a checked UploadSpec and chunks; gives a finished part to whoever opened it, or removes it.
+Takes a checked UploadSpec and chunks; gives a finished part to whoever opened it, or removes it. The
+bytes are hashed once, when all are there, as the disk has them: so an upload that goes on after days
+needs no state but its part, and what is published is what was checked.
 Knows no formats and no catalog.
 """
 
 from __future__ import annotations
 
-import hashlib
+import threading
 import unicodedata
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
-from loramux_store.disk import Disk, free_bytes
-from loramux_store.errors import (
-    ChecksumMismatch,
-    Closed,
-    InvalidArgument,
-    NoSpace,
-    Refused,
-    StoreError,
-    TooLarge,
-)
+from loramux_store.blobs import sha256_of
+from loramux_store.disk import Disk
+from loramux_store.errors import ChecksumMismatch, Closed, InvalidArgument, Refused, TooLarge, WrongOffset
 from loramux_store.formats.peft_config import parse_config
 from loramux_store.names import check_name, check_trigger
 from loramux_store.record import Published, UploadSpec
 from loramux_store.report_json import options_to_json
+from loramux_store.uploads import Ended, Part, Uploads
 
 __all__ = ["Upload", "check_spec"]
 
@@ -41,62 +35,91 @@ _MAX_WEIGHT = 16.0  # what a request may ask for
 
 
 class Upload:
-    """Write the bytes, then commit. As a context manager it aborts what was not committed."""
+    """Write the bytes, then commit. As a context manager it aborts what was not committed.
+
+    received: bytes so far, also those of earlier turns. resumable: what became of it, or what came of
+    it, can be asked for by its id. Safe to use from several threads: each call waits for the one before.
+    """
 
     def __init__(
         self,
+        upload_id: str,
         spec: UploadSpec,
-        part: Path,
+        part: Part,
+        uploads: Uploads,
         disk: Disk,
         max_bytes: int,
-        finish: Callable[[Upload], Published],
+        finish: Callable[[Upload, str], Published],
+        *,
+        resumable: bool,
     ) -> None:
+        self.id = upload_id
         self.spec = spec
-        self.part = part
-        self.received = 0
+        self.received = part.path.stat().st_size
+        self._part = part
+        self._uploads = uploads
         self._disk = disk
         self._max_bytes = max_bytes
         self._finish = finish
-        self._hash = hashlib.sha256()
+        self._resumable = resumable
+        self._turn = threading.Lock()
         self._open = True
-        self._check_room()
-        self.handle: BinaryIO = disk.create(part)
 
     @property
-    def sha256(self) -> str:
-        """Hex digest of the bytes so far."""
-        return self._hash.hexdigest()
+    def path(self) -> Path:
+        """Of the part."""
+        return self._part.path
+
+    def expect(self, offset: int) -> None:
+        """Raise WrongOffset unless the next byte is that one."""
+        if offset != self.received:
+            raise WrongOffset(offset, self.received)
 
     def write(self, chunk: bytes) -> int:
-        """Append a chunk; how many bytes there are now."""
-        self._require_open()
-        total = self.received + len(chunk)
-        try:
-            self._check_size(total)
-            self._disk.write(self.handle, chunk)
-        except BaseException:
-            self.abort()
-            raise
-        self._hash.update(chunk)
-        self.received = total
-        return total
+        """Append a chunk; how many bytes there are now. Where that fails the upload is aborted."""
+        with self._turn:
+            self._require_open()
+            total = self.received + len(chunk)
+            try:
+                self._check_size(total)
+                self._disk.write(self._part.handle, chunk)
+            except BaseException:
+                self._end(None)
+                raise
+            self.received = total
+            return total
 
     def commit(self) -> Published:
         """Check, convert and publish; whatever goes wrong, nothing but reclaimable files stays."""
-        self._require_open()
-        try:
-            self._check_announced()
-            return self._finish(self)
-        finally:
-            self.abort()
+        with self._turn:
+            self._require_open()
+            ended: Ended | None = None
+            try:
+                published = self._finish(self, self._checked_sha256())
+                if self._resumable and (version := published.version) is not None:
+                    ended = Ended(version.adapter, version.number, published.created)
+                return published
+            finally:
+                self._end(ended)
+
+    def sync(self) -> None:
+        """The bytes received reach the disk."""
+        self._disk.sync(self._part.handle)
+
+    def leave(self) -> None:
+        """Let the upload go on another time, or abort it if it is not resumable; no effect after the end."""
+        with self._turn:
+            if self._open and self._resumable:
+                self._open = False
+                self._part.handle.close()
+            elif self._open:
+                self._end(None)
 
     def abort(self) -> None:
-        """Throw the bytes away; no effect after commit."""
-        if self._open:
-            self._open = False
-            self.handle.close()
-            with suppress(StoreError):  # then the store's `reclaim` takes it later
-                self._disk.remove(self.part)
+        """Throw the bytes away; no effect after commit or leave."""
+        with self._turn:
+            if self._open:
+                self._end(None)
 
     def __enter__(self) -> Upload:
         """Itself."""
@@ -106,17 +129,14 @@ class Upload:
         """Abort, unless committed."""
         self.abort()
 
+    def _end(self, ended: Ended | None) -> None:
+        self._open = False
+        with self._part.handle:
+            self._uploads.end(self.id, ended)
+
     def _require_open(self) -> None:
         if not self._open:
-            raise Closed("the upload has been committed or aborted")
-
-    def _check_room(self) -> None:
-        size = self.spec.size_bytes or 0
-        if size > self._max_bytes:
-            raise TooLarge(size, self._max_bytes)
-        free = free_bytes(self.part.parent)
-        if size > free:
-            raise NoSpace(size, free)
+            raise Closed("the upload has been committed, aborted or left")
 
     def _check_size(self, total: int) -> None:
         if total > self._max_bytes:
@@ -124,7 +144,7 @@ class Upload:
         if self.spec.size_bytes is not None and total > self.spec.size_bytes:
             raise TooLarge(total, self.spec.size_bytes, "the announced size")
 
-    def _check_announced(self) -> None:
+    def _checked_sha256(self) -> str:
         size, expected = self.spec.size_bytes, self.spec.sha256
         if size is not None and self.received != size:
             raise Refused(
@@ -132,8 +152,10 @@ class Upload:
                 f"truncated: {self.received} bytes came, {size} were announced",
                 {"expected": str(size), "got": str(self.received), "truncated": "true"},
             )
-        if expected is not None and self.sha256 != expected:
-            raise ChecksumMismatch(expected, self.sha256)
+        found = sha256_of(self.path)
+        if expected is not None and found != expected:
+            raise ChecksumMismatch(expected, found)
+        return found
 
 
 def check_spec(spec: UploadSpec) -> UploadSpec:

@@ -7,14 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import adapter_files as af
+import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from loramux_store import Store, UploadSpec, VersionRecord
+from loramux_store import Store, Unfinished, UploadSpec, VersionRecord
 from loramux_store.disk import Disk
+from loramux_store.errors import UploadNotFound
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-POINTS = ("create", "write", "sync", "publish", "make_folder", "rename", "sync_folder", "remove")
+POINTS = (
+    "create",
+    "open_part",
+    "truncate",
+    "write",
+    "sync",
+    "publish",
+    "make_folder",
+    "rename",
+    "sync_folder",
+    "remove",
+)
+CHUNK = 300
 
 
 class PowerCut(BaseException):
@@ -81,7 +95,7 @@ def check_whole(store: Store, folder: Path, version: VersionRecord) -> None:
 
 def check_restart(folder: Path, second: Path) -> int:
     """Opens the store as after a restart; every version is whole and nothing else is there. How many there are."""
-    with Store.open(folder, part_max_age_s=-1) as store:
+    with Store.open(folder, upload_idle_s=-1) as store:
         store.reclaim()
         assert list((folder / "uploads").iterdir()) == []
         versions = store.list_versions("x", 10).items
@@ -114,6 +128,43 @@ def test_a_power_cut_at_every_operation(tmp_path: Path) -> None:
     assert outcomes[0] == (False, 1) and outcomes[-1] == (True, 2)
     assert [found for _, found in outcomes] == sorted(found for _, found in outcomes)
     assert all(found == 2 for acknowledged, found in outcomes if acknowledged), "nothing acknowledged is lost"
+
+
+def go_on(store: Store, content: bytes) -> VersionRecord:
+    """The upload of a client that asks how far it came."""
+    with store.begin_upload(UploadSpec(name="x", size_bytes=len(content)), "an-upload") as upload:
+        for at in range(upload.received, len(content), CHUNK):
+            upload.write(content[at : at + CHUNK])
+        version = upload.commit().version
+        assert version is not None
+        return version
+
+
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_an_upload_goes_on_after_a_power_cut_at_every_operation(tmp_path: Path, stride: int) -> None:
+    first, content = file(tmp_path, 1), file(tmp_path, 2).read_bytes()
+    prepared(tmp_path / "prepared", first)
+    kept: list[int] = []
+    while True:
+        folder = shutil.copytree(tmp_path / "prepared", tmp_path / str(len(kept)))
+        disk = FailingDisk(10_000)
+        store = Store.open(folder, disk=disk)
+        disk.left, disk.done = stride * len(kept), []
+        with disk.with_commits(), contextlib.suppress(PowerCut):
+            go_on(store, content)
+        store.close()
+        with Store.open(folder) as store:
+            try:
+                found = store.find_upload("an-upload")
+            except UploadNotFound:
+                kept.append(0)
+            else:
+                kept.append(found.received if isinstance(found, Unfinished) else found.version.size_bytes)
+            assert go_on(store, content).blob_digest == hashlib.sha256(content).hexdigest()
+        check_restart(folder, tmp_path / "2.safetensors")
+        if disk.left:
+            break
+    assert kept[0] == 0 and any(0 < count < len(content) for count in kept) and kept[-1] == len(content)
 
 
 def test_what_a_running_upload_needs_is_not_reclaimed(store: Store, tmp_path: Path) -> None:

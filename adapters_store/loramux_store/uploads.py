@@ -1,0 +1,244 @@
+"""The folder of uploads: which there are, who writes to them, how they ended.
+
+An upload is `<key>.json`, what was announced, and `<key>.part`, the bytes so far. Of one that was
+published `<key>.done` stays for a while, so that whoever missed the answer can ask for it. The key is
+a hash of the id: what a client chose never becomes a path. A part is locked by its one writer, and the
+lock goes with the writer's process.
+Takes ids and specs; gives locked parts and what is known of them. Knows no formats and no catalog.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from loramux_store.disk import Disk
+from loramux_store.errors import InvalidArgument, StoreError, UploadBusy, UploadNotFound
+from loramux_store.record import InterpretOptions, UploadSpec
+
+__all__ = ["Ended", "Part", "Reserved", "Unfinished", "Uploads"]
+
+_ID = re.compile(r"[A-Za-z0-9._-]{8,64}\Z")
+_ID_RULE = "8 to 64 of A-Z a-z 0-9 . _ -, best a random UUID"
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What has come of an upload so far."""
+
+    spec: UploadSpec
+    received: int
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Which version an upload became."""
+
+    adapter: str
+    number: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What unfinished uploads will need: how many they are, the bytes announced, those still to come."""
+
+    uploads: int
+    announced: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An upload's bytes, locked until the handle is closed."""
+
+    path: Path
+    handle: BinaryIO
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    part: Path
+    spec: Path
+    done: Path
+
+    @classmethod
+    def of(cls, folder: Path, key: str) -> _Files:
+        return cls(*(folder / f"{key}.{kind}" for kind in ("part", "json", "done")))
+
+    def touched(self) -> float:
+        """Seconds since 1970 of the last write to any; 0 if there is none."""
+        return max((_modified(path) for path in (self.part, self.spec, self.done)), default=0.0)
+
+
+class Uploads:
+    """The folder. An upload untouched for longer than idle_s is no upload any more."""
+
+    def __init__(self, folder: Path, disk: Disk, idle_s: float) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._idle_s = idle_s
+        self._door = threading.Lock()  # what is checked of the folder stays true until the upload is there
+
+    def open(self, upload_id: str, spec: UploadSpec, check_room: Callable[[], None]) -> Part:
+        """The part where it was left, or a new one where check_room raises nothing.
+
+        Raises: UploadBusy; InvalidArgument where the id is none, or was begun with another spec.
+        """
+        files, announced = self._files(upload_id), _to_json(spec)
+        with self._door:
+            part = self._lock(files, upload_id)
+            try:
+                before = None if files.done.exists() else _read(files.spec)
+                if before is None:
+                    self._begin(files, part, announced, check_room)
+                elif before != announced:
+                    raise InvalidArgument("upload_id", upload_id, "another one: it was begun with another spec")
+            except BaseException:
+                part.handle.close()
+                raise
+        return part
+
+    def find(self, upload_id: str) -> Unfinished | Ended:
+        """What is known of an upload; UploadNotFound if nothing is."""
+        files = self._files(upload_id)
+        if (ended := _read(files.done)) is not None:
+            return Ended(**json.loads(ended))
+        if (announced := _read(files.spec)) is not None:
+            expires = datetime.fromtimestamp(files.touched(), UTC) + timedelta(seconds=self._idle_s)
+            return Unfinished(_from_json(announced), _size(files.part), expires)
+        raise UploadNotFound(upload_id)
+
+    def remove(self, upload_id: str) -> None:
+        """Throw away what came. UploadBusy while somebody writes to it, UploadNotFound if there is none."""
+        self.find(upload_id)
+        files = self._files(upload_id)
+        with self._door, self._lock(files, upload_id).handle:
+            self._remove(files)
+
+    def end(self, upload_id: str, ended: Ended | None) -> None:
+        """Forget the upload of a part that the caller has locked; remember how it ended."""
+        files = self._files(upload_id)
+        with suppress(StoreError):  # then it expires; the version, if there is one, is safe
+            if ended is not None:
+                self._write(files.done, json.dumps(asdict(ended)))
+            self._remove(files, ended=ended is None)
+
+    def reserved(self) -> Reserved:
+        """What unfinished uploads will need."""
+        count = announced = remaining = 0
+        for files in self._all():
+            if (text := _read(files.spec)) is not None:
+                size, received = _from_json(text).size_bytes or 0, _size(files.part)
+                count, announced, remaining = count + 1, announced + size, remaining + max(0, size - received)
+        return Reserved(count, announced, remaining)
+
+    def expire(self) -> list[int]:
+        """Remove what has been idle for too long and nobody holds; the bytes of each part."""
+        gone: list[int] = []
+        for files in self._all():
+            if time.time() - files.touched() <= self._idle_s:
+                continue
+            with suppress(UploadBusy), self._door, self._lock(files, files.part.stem).handle:
+                size = _size(files.part)
+                self._remove(files)
+                gone.append(size)
+        return gone
+
+    def _files(self, upload_id: str) -> _Files:
+        if not _ID.match(upload_id):
+            raise InvalidArgument("upload_id", upload_id, _ID_RULE)
+        return _Files.of(self._folder, hashlib.sha256(upload_id.encode()).hexdigest()[:32])
+
+    def _all(self) -> Iterator[_Files]:
+        for key in {path.stem for path in self._folder.iterdir()}:
+            yield _Files.of(self._folder, key)
+
+    def _lock(self, files: _Files, upload_id: str) -> Part:
+        handle = self._disk.open_part(files.part)
+        if self._disk.lock(handle) and _is_at(handle, files.part):
+            return Part(files.part, handle)
+        handle.close()
+        raise UploadBusy(upload_id)
+
+    def _begin(self, files: _Files, part: Part, announced: str, check_room: Callable[[], None]) -> None:
+        try:
+            check_room()
+            self._disk.truncate(part.handle)  # of a beginning that a crash cut off
+            if files.done.exists():
+                self._disk.remove(files.done)
+            self._write(files.spec, announced)
+        except BaseException:
+            with suppress(StoreError):
+                self._disk.remove(files.part)
+            raise
+
+    def _write(self, path: Path, text: str) -> None:
+        """Whole or not at all."""
+        draft = path.with_name(f"{uuid.uuid4().hex}.part")
+        try:
+            with self._disk.create(draft) as handle:
+                self._disk.write(handle, text.encode())
+                self._disk.sync(handle)
+            self._disk.rename(draft, path)
+        except BaseException:
+            with suppress(StoreError):
+                self._disk.remove(draft)
+            raise
+
+    def _remove(self, files: _Files, *, ended: bool = True) -> None:
+        """The spec first: without it there is no upload."""
+        for path in (files.spec, files.part, *([files.done] if ended else [])):
+            self._disk.remove(path)
+
+
+def _to_json(spec: UploadSpec) -> str:
+    return json.dumps(asdict(spec), sort_keys=True)
+
+
+def _from_json(text: str) -> UploadSpec:
+    body: dict[str, Any] = json.loads(text)
+    body["options"] = InterpretOptions(**body["options"])
+    body["trigger_words"] = tuple(body["trigger_words"])
+    return UploadSpec(**body)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _is_at(handle: BinaryIO, path: Path) -> bool:
+    """Whether the path still means the open file: its last writer may have finished meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
