@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from loramux_store.errors import DataLoss, StoreError
 __all__ = ["READ_CHUNK", "Shelf", "StoredFile", "sha256_of"]
 
 READ_CHUNK = 1 << 20
+SEND_CHUNK = 1 << 18  # small enough that a message does not hold up a server's event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,26 @@ class Shelf:
         if found != digest:
             raise DataLoss(digest, f"the file now has sha256 {found}")
         return path
+
+    def read_blob(self, digest: str, size: int, offset: int) -> Generator[bytes]:
+        """The blob's bytes from offset on, hashed on the way; the last come only if all were right.
+
+        Raises: DataLoss.
+        """
+        path, found, at = self.blob(digest), hashlib.sha256(), 0
+        try:
+            with path.open("rb") as handle:
+                while at < size and (chunk := handle.read(min(SEND_CHUNK, size - at))):
+                    found.update(chunk)
+                    begin, at = at, at + len(chunk)
+                    if at == size and found.hexdigest() != digest:
+                        break
+                    if at > offset:
+                        yield chunk[max(0, offset - begin) :]
+        except OSError as error:
+            raise DataLoss(digest, f"the file cannot be read: {error.strerror}") from error
+        if found.hexdigest() != digest:
+            raise DataLoss(digest, f"the first {at} of {size} bytes now have sha256 {found.hexdigest()}")
 
 
 def sha256_of(path: Path) -> str:

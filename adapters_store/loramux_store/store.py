@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -123,18 +123,19 @@ class Store:
 
     # -- uploads -----------------------------------------------------------------------------
 
-    def begin_upload(self, spec: UploadSpec, upload_id: str | None = None) -> Upload:
+    def begin_upload(self, spec: UploadSpec, upload_id: str | None = None, offset: int | None = None) -> Upload:
         """Begin an upload, or go on with the one of that id, which has the same spec.
 
-        Whether there is room is asked of the size announced, before any byte is taken. An id whose
-        upload was published begins anew.
+        offset: where in the file the next byte belongs; WrongOffset where that is elsewhere. Whether
+        there is room is asked of the size announced, before any byte is taken. An id whose upload was
+        published begins anew.
         """
         self._open_catalog()
         spec = check_spec(spec)
         if spec.layout is not None:
             self.layout(spec.layout)
         key = uuid.uuid4().hex if upload_id is None else upload_id
-        part = self._uploads.open(key, spec, lambda: self._check_room(spec))
+        part = self._uploads.open(key, spec, offset, lambda: self._check_room(spec))
         return Upload(
             key,
             spec,
@@ -237,6 +238,13 @@ class Store:
         if parsed.alias is not None:
             raise NotFound(ref, f"{ref!r}: there are no aliases yet; use a version number")
         return self._open_catalog().version(parsed)
+
+    def read_blob(self, version: VersionRecord, offset: int = 0) -> Generator[bytes]:
+        """The bytes that were uploaded, from offset on. DataLoss, at the end at the latest, if they are others now."""
+        self._open_catalog()
+        if not 0 <= offset <= version.size_bytes:
+            raise InvalidArgument("offset", offset, f"0 to {version.size_bytes}, the size of the file")
+        return self._shelf.read_blob(version.blob_digest, version.size_bytes, offset)
 
     def get_adapter(self, name: str) -> AdapterRecord:
         """An adapter that is not deleted."""

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from loramux_store.blobs import sha256_of
 from loramux_store.disk import Disk
-from loramux_store.errors import ChecksumMismatch, Closed, InvalidArgument, Refused, TooLarge, WrongOffset
+from loramux_store.errors import ChecksumMismatch, Closed, InvalidArgument, Refused, TooLarge
 from loramux_store.formats.peft_config import parse_config
 from loramux_store.names import check_name, check_trigger
 from loramux_store.record import Published, UploadSpec
@@ -70,11 +70,6 @@ class Upload:
         """Of the part."""
         return self._part.path
 
-    def expect(self, offset: int) -> None:
-        """Raise WrongOffset unless the next byte is that one."""
-        if offset != self.received:
-            raise WrongOffset(offset, self.received)
-
     def write(self, chunk: bytes) -> int:
         """Append a chunk; how many bytes there are now. Where that fails the upload is aborted."""
         with self._turn:
@@ -90,9 +85,13 @@ class Upload:
             return total
 
     def commit(self) -> Published:
-        """Check, convert and publish; whatever goes wrong, nothing but reclaimable files stays."""
+        """Check, convert and publish; whatever goes wrong, nothing but reclaimable files stays.
+
+        Bytes that are missing may still come: then the upload stays as it is.
+        """
         with self._turn:
             self._require_open()
+            self._check_size_announced()
             ended: Ended | None = None
             try:
                 published = self._finish(self, self._checked_sha256())
@@ -144,15 +143,17 @@ class Upload:
         if self.spec.size_bytes is not None and total > self.spec.size_bytes:
             raise TooLarge(total, self.spec.size_bytes, "the announced size")
 
-    def _checked_sha256(self) -> str:
-        size, expected = self.spec.size_bytes, self.spec.sha256
+    def _check_size_announced(self) -> None:
+        size = self.spec.size_bytes
         if size is not None and self.received != size:
             raise Refused(
                 "size_mismatch",
                 f"truncated: {self.received} bytes came, {size} were announced",
                 {"expected": str(size), "got": str(self.received), "truncated": "true"},
             )
-        found = sha256_of(self.path)
+
+    def _checked_sha256(self) -> str:
+        found, expected = sha256_of(self.path), self.spec.sha256
         if expected is not None and found != expected:
             raise ChecksumMismatch(expected, found)
         return found

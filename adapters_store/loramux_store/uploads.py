@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from loramux_store.disk import Disk
-from loramux_store.errors import InvalidArgument, StoreError, UploadBusy, UploadNotFound
+from loramux_store.errors import InvalidArgument, StoreError, UploadBusy, UploadNotFound, WrongOffset
 from loramux_store.record import InterpretOptions, UploadSpec
 
 __all__ = ["Ended", "Part", "Reserved", "Unfinished", "Uploads"]
@@ -92,10 +92,11 @@ class Uploads:
         self._idle_s = idle_s
         self._door = threading.Lock()  # what is checked of the folder stays true until the upload is there
 
-    def open(self, upload_id: str, spec: UploadSpec, check_room: Callable[[], None]) -> Part:
+    def open(self, upload_id: str, spec: UploadSpec, offset: int | None, check_room: Callable[[], None]) -> Part:
         """The part where it was left, or a new one where check_room raises nothing.
 
-        Raises: UploadBusy; InvalidArgument where the id is none, or was begun with another spec.
+        offset: where the caller goes on; None where it will look.
+        Raises: UploadBusy; WrongOffset; InvalidArgument where the id is none, or was begun with another spec.
         """
         files, announced = self._files(upload_id), _to_json(spec)
         with self._door:
@@ -103,9 +104,11 @@ class Uploads:
             try:
                 before = None if files.done.exists() else _read(files.spec)
                 if before is None:
-                    self._begin(files, part, announced, check_room)
+                    self._begin(files, part, announced, offset, check_room)
                 elif before != announced:
                     raise InvalidArgument("upload_id", upload_id, "another one: it was begun with another spec")
+                else:
+                    _check_offset(offset, _size(files.part))
             except BaseException:
                 part.handle.close()
                 raise
@@ -173,8 +176,11 @@ class Uploads:
         handle.close()
         raise UploadBusy(upload_id)
 
-    def _begin(self, files: _Files, part: Part, announced: str, check_room: Callable[[], None]) -> None:
+    def _begin(
+        self, files: _Files, part: Part, announced: str, offset: int | None, check_room: Callable[[], None]
+    ) -> None:
         try:
+            _check_offset(offset, 0)
             check_room()
             self._disk.truncate(part.handle)  # of a beginning that a crash cut off
             if files.done.exists():
@@ -202,6 +208,11 @@ class Uploads:
         """The spec first: without it there is no upload."""
         for path in (files.spec, files.part, *([files.done] if ended else [])):
             self._disk.remove(path)
+
+
+def _check_offset(offset: int | None, received: int) -> None:
+    if offset is not None and offset != received:
+        raise WrongOffset(offset, received)
 
 
 def _to_json(spec: UploadSpec) -> str:

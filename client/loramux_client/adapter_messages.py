@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Generic, TypeVar, Unpack
 
 from google.protobuf.message import Message
@@ -57,22 +58,38 @@ def _named(request: Ask, name: str) -> Ask:
     return request
 
 
+def get_upload_request(upload_id: str) -> service_pb.GetUploadRequest:
+    """Asks how far an upload has come."""
+    request = service_pb.GetUploadRequest()
+    set_field(request, "upload_id", upload_id)
+    return request
+
+
+def abort_upload_request(upload_id: str) -> service_pb.AbortUploadRequest:
+    """Asks to throw away what came of an upload."""
+    request = service_pb.AbortUploadRequest()
+    set_field(request, "upload_id", upload_id)
+    return request
+
+
+def download_request(adapter: str, offset: int = 0) -> service_pb.DownloadAdapterRequest:
+    """Asks for the bytes of a version from offset on."""
+    request = service_pb.DownloadAdapterRequest(offset=offset)
+    set_field(request, "adapter", adapter)
+    return request
+
+
 def upload_messages(
-    source: Source, name: str, **options: Unpack[shelf.UploadOptions]
+    source: Source, spec: service_pb.UploadSpec, offset: int
 ) -> Iterator[service_pb.UploadAdapterRequest]:
-    """The spec (built now, so that a bad one is told now), then the chunks, read as asked."""
-    first = service_pb.UploadAdapterRequest(spec=upload_spec(source, name, **options))
-
-    def messages() -> Iterator[service_pb.UploadAdapterRequest]:
-        yield first
-        for chunk in source.chunks():
-            yield service_pb.UploadAdapterRequest(chunk=chunk)
-
-    return messages()
+    """The spec, then the chunks from offset on, read as asked."""
+    yield service_pb.UploadAdapterRequest(spec=spec, offset=offset)
+    for chunk in source.chunks(offset):
+        yield service_pb.UploadAdapterRequest(chunk=chunk)
 
 
 def upload_spec(source: Source, name: str, **options: Unpack[shelf.UploadOptions]) -> service_pb.UploadSpec:
-    """What is uploaded and how it is to be read; what is not said stays unset."""
+    """What is uploaded and how it is to be read, under an id made of all that; what is not said stays unset."""
     spec = service_pb.UploadSpec(size_bytes=source.size, sha256=source.sha256)
     said: dict[str, object] = {"name": name, **options}
     spec.labels.update(options.get("labels") or {})
@@ -80,6 +97,8 @@ def upload_spec(source: Source, name: str, **options: Unpack[shelf.UploadOptions
     for field in said.keys() - {"labels", "trigger_words"}:
         if said[field] is not None:
             set_field(spec, field, said[field])
+    # What is said makes the id: the same upload, tried again, even by another process, goes on.
+    spec.upload_id = sha256(spec.SerializeToString(deterministic=True)).hexdigest()
     return spec
 
 
@@ -154,6 +173,32 @@ def read_upload(message: service_pb.UploadAdapterResponse) -> shelf.Upload:
     )
 
 
-def _time(message: pb.Adapter | pb.AdapterVersion, field: str) -> datetime | None:
+def read_upload_state(message: service_pb.UploadState) -> shelf.UploadState:
+    """How far an upload has come."""
+    return shelf.UploadState(
+        upload_id=message.upload_id,
+        received=message.received_bytes,
+        size=message.size_bytes,
+        expire_time=_time(message, "expire_time"),
+        ended=read_upload(message.result) if message.HasField("result") else None,
+    )
+
+
+def read_download(message: service_pb.DownloadAdapterResponse) -> shelf.AdapterVersion | bytes | None:
+    """The version, or bytes of its file; None for something a newer server tells."""
+    match message.WhichOneof("message"):
+        case "version":
+            return read_version(message.version)
+        case "chunk":
+            return message.chunk
+        case _:
+            return None
+
+
+def read_nothing(message: service_pb.AbortUploadResponse) -> None:
+    """Nothing is told."""
+
+
+def _time(message: pb.Adapter | pb.AdapterVersion | service_pb.UploadState, field: str) -> datetime | None:
     stamp: Timestamp = getattr(message, field)
     return stamp.ToDatetime(tzinfo=UTC) if message.HasField(field) else None  # pyright: ignore[reportArgumentType]

@@ -21,6 +21,7 @@ from loramux_client import adapter_messages, picture_messages, rpcs, shelf
 from loramux_client.adapter_messages import Item, Page
 from loramux_client.channel import DEFAULT_TIMEOUT, channel_options
 from loramux_client.client import Client
+from loramux_client.patience import RETRIES
 from loramux_client.pictures import Asking, Event, Generation
 from loramux_client.rpcs import Out, Req, Res, Rpc
 from loramux_client.server_info import Health, ServerInfo
@@ -83,17 +84,48 @@ class AsyncClient:
         *,
         progress: shelf.Progress | None = None,
         timeout: float | None = None,
+        retries: int = RETRIES,
         **options: Unpack[shelf.UploadOptions],
     ) -> shelf.Upload:
         """Puts a safetensors file on the shelf; without a name, the file's own is made valid.
 
-        progress is called from another thread.
+        Where the server holds a part of the same upload already, from a break or from an earlier try, only the rest is
+        sent. timeout is of each try; retries: how many in a row may fail without a byte of progress before the error is
+        raised. progress is called from another thread.
         """
         # grpc.aio loses the server's answer where that comes before the last chunk (grpc#36066), and
         # files are read off the loop anyway: so the sync client sends, in a thread. Leaving the
         # block, for example because the task is cancelled, ends the call.
-        with Client(self.target, timeout=self._timeout, credentials=self._credentials) as client:
-            return await asyncio.to_thread(client.upload, content, name, progress=progress, timeout=timeout, **options)
+        with self._sync() as client:
+            return await asyncio.to_thread(
+                client.upload, content, name, progress=progress, timeout=timeout, retries=retries, **options
+            )
+
+    async def get_upload(self, upload_id: str, *, timeout: float | None = None) -> shelf.UploadState:
+        """How far an upload has come."""
+        return await self._ask(rpcs.GET_UPLOAD, adapter_messages.get_upload_request(upload_id), timeout)
+
+    async def abort_upload(self, upload_id: str, *, timeout: float | None = None) -> None:
+        """Throws away what came of an upload."""
+        await self._ask(rpcs.ABORT_UPLOAD, adapter_messages.abort_upload_request(upload_id), timeout)
+
+    async def download(
+        self,
+        adapter: str,
+        to: str | PathLike[str],
+        *,
+        progress: shelf.Progress | None = None,
+        timeout: float | None = None,
+        retries: int = RETRIES,
+    ) -> shelf.AdapterVersion:
+        """Writes the exact bytes of an adapter (`name` or `name@version`) to a file, replacing it once all are right.
+
+        timeout and retries as for upload. progress is called for every chunk, from another thread.
+        """
+        with self._sync() as client:  # files are written off the loop
+            return await asyncio.to_thread(
+                client.download, adapter, to, progress=progress, timeout=timeout, retries=retries
+            )
 
     def list_adapters(self, *, timeout: float | None = None) -> AsyncIterator[shelf.Adapter]:
         """All adapters in the order of their names; pages are fetched as they are reached."""
@@ -123,6 +155,9 @@ class AsyncClient:
     async def health(self, service: str = "", *, timeout: float | None = None) -> Health:
         """How a service feels; without a name, the whole server."""
         return await self._ask(rpcs.CHECK_HEALTH, StringValue(value=service), timeout)
+
+    def _sync(self) -> Client:
+        return Client(self.target, timeout=self._timeout, credentials=self._credentials)
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

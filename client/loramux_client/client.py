@@ -7,7 +7,9 @@ called (rpcs.py does). aio.py is its asyncio twin.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from os import PathLike
 from types import TracebackType
 from typing import Unpack
@@ -19,11 +21,14 @@ from loramux.v1 import adapter_service_pb2, generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf
 from loramux_client.adapter_messages import Item, Page
 from loramux_client.channel import DEFAULT_TIMEOUT, channel_options
+from loramux_client.download_target import Target
+from loramux_client.errors import LoraMuxClientError, NotFound
+from loramux_client.patience import RETRIES, Patience
 from loramux_client.pictures import Asking, Event, Generation
 from loramux_client.rpcs import Out, Req, Res, Rpc
 from loramux_client.server_info import Health, ServerInfo
 from loramux_client.status import translated
-from loramux_client.upload_source import Outgoing, open_source
+from loramux_client.upload_source import Outgoing, Source, open_source
 
 
 class Client:
@@ -43,6 +48,7 @@ class Client:
         options = channel_options(target)
         self.target = target
         self._timeout = timeout
+        self._closed = threading.Event()
         self._channel = (
             grpc.insecure_channel(target, options)
             if credentials is None
@@ -62,6 +68,7 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection and every call on it."""
+        self._closed.set()
         self._channel.close()
 
     def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
@@ -81,26 +88,62 @@ class Client:
         *,
         progress: shelf.Progress | None = None,
         timeout: float | None = None,
+        retries: int = RETRIES,
         **options: Unpack[shelf.UploadOptions],
     ) -> shelf.Upload:
         """Puts a safetensors file on the shelf; without a name, the file's own is made valid.
 
-        progress is called from another thread.
+        Where the server holds a part of the same upload already, from a break or from an earlier try, only the rest is
+        sent. timeout is of each try; retries: how many in a row may fail without a byte of progress before the error is
+        raised. progress is called from another thread.
         """
         name, source = shelf.upload_name(content, name), open_source(content)
-        messages = adapter_messages.upload_messages(source, name, **options)
-        outgoing = Outgoing(messages, source.size, progress)
-        with translated(self.target):
-            method = self._channel.stream_unary(
-                rpcs.UPLOAD_ADAPTER.path, rpcs.UPLOAD_ADAPTER.encode, rpcs.UPLOAD_ADAPTER.decode
-            )
-            call = method.future(iter(outgoing), self._limit(timeout))
+        spec = adapter_messages.upload_spec(source, name, **options)
+        patience = Patience(retries, self._closed)
+        earlier = self._find(spec.upload_id, patience)
+        found = earlier
+        while True:
+            reached = found.received if found is not None and found.ended is None else 0
             try:
-                answer = call.result()
-            finally:
-                call.cancel()
-                outgoing.raise_failure()
-        return rpcs.UPLOAD_ADAPTER.read(answer)
+                return self._send(spec, source, reached, progress, timeout)
+            except LoraMuxClientError as error:
+                patience.wait(error, reached)
+            found = self._find(spec.upload_id, patience)
+            if found is not None and found.ended is not None and found != earlier:
+                return found.ended  # only the answer was lost
+
+    def get_upload(self, upload_id: str, *, timeout: float | None = None) -> shelf.UploadState:
+        """How far an upload has come."""
+        return self._ask(rpcs.GET_UPLOAD, adapter_messages.get_upload_request(upload_id), timeout)
+
+    def abort_upload(self, upload_id: str, *, timeout: float | None = None) -> None:
+        """Throws away what came of an upload."""
+        self._ask(rpcs.ABORT_UPLOAD, adapter_messages.abort_upload_request(upload_id), timeout)
+
+    def download(
+        self,
+        adapter: str,
+        to: str | PathLike[str],
+        *,
+        progress: shelf.Progress | None = None,
+        timeout: float | None = None,
+        retries: int = RETRIES,
+    ) -> shelf.AdapterVersion:
+        """Writes the exact bytes of an adapter (`name` or `name@version`) to a file, replacing it once all are right.
+
+        timeout and retries as for upload. progress is called for every chunk.
+        """
+        patience = Patience(retries, self._closed)
+        with Target(to, progress) as target:
+            while True:
+                request = adapter_messages.download_request(target.source(adapter), target.received)
+                try:
+                    with closing(self._events(rpcs.DOWNLOAD_ADAPTER, request, timeout)) as items:
+                        for item in items:
+                            target.take(item)
+                    return target.finish()
+                except LoraMuxClientError as error:
+                    patience.wait(error, target.received)
 
     def list_adapters(self, *, timeout: float | None = None) -> Iterator[shelf.Adapter]:
         """All adapters in the order of their names; pages are fetched as they are reached."""
@@ -130,6 +173,36 @@ class Client:
     def health(self, service: str = "", *, timeout: float | None = None) -> Health:
         """How a service feels; without a name, the whole server."""
         return self._ask(rpcs.CHECK_HEALTH, StringValue(value=service), timeout)
+
+    def _find(self, upload_id: str, patience: Patience) -> shelf.UploadState | None:
+        """What the server knows of an upload; None if nothing."""
+        while True:
+            try:
+                return self.get_upload(upload_id)
+            except NotFound:
+                return None
+            except LoraMuxClientError as error:
+                patience.wait(error, 0)
+
+    def _send(
+        self,
+        spec: adapter_service_pb2.UploadSpec,
+        source: Source,
+        offset: int,
+        progress: shelf.Progress | None,
+        timeout: float | None,
+    ) -> shelf.Upload:
+        messages = adapter_messages.upload_messages(source, spec, offset)
+        outgoing, rpc = Outgoing(messages, offset, source.size, progress), rpcs.UPLOAD_ADAPTER
+        with translated(self.target):
+            method = self._channel.stream_unary(rpc.path, rpc.encode, rpc.decode)
+            call = method.future(iter(outgoing), self._limit(timeout))
+            try:
+                answer = call.result()
+            finally:
+                call.cancel()
+                outgoing.raise_failure()
+        return rpc.read(answer)
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

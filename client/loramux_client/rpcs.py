@@ -65,6 +65,24 @@ UPLOAD_ADAPTER = _rpc(
     adapter_service_pb2.UploadAdapterResponse,
     adapter_messages.read_upload,
 )
+GET_UPLOAD = _rpc(
+    _ADAPTERS + "GetUpload",
+    adapter_service_pb2.GetUploadRequest,
+    adapter_service_pb2.UploadState,
+    adapter_messages.read_upload_state,
+)
+ABORT_UPLOAD = _rpc(
+    _ADAPTERS + "AbortUpload",
+    adapter_service_pb2.AbortUploadRequest,
+    adapter_service_pb2.AbortUploadResponse,
+    adapter_messages.read_nothing,
+)
+DOWNLOAD_ADAPTER = _rpc(
+    _ADAPTERS + "DownloadAdapter",
+    adapter_service_pb2.DownloadAdapterRequest,
+    adapter_service_pb2.DownloadAdapterResponse,
+    adapter_messages.read_download,
+)
 GET_ADAPTER = _rpc(
     _ADAPTERS + "GetAdapter",
     adapter_service_pb2.GetAdapterRequest,
@@ -93,5 +111,5 @@ DELETE_ADAPTER = _rpc(
 # are StringValue and Int32Value, so the plain install needs no grpcio-health-checking.
 CHECK_HEALTH = _rpc("/grpc.health.v1.Health/Check", StringValue, Int32Value, _read_health)
 
-SAFE_TO_REPEAT = (GET_SERVER_INFO, GET_ADAPTER, LIST_ADAPTERS, LIST_VERSIONS)
+SAFE_TO_REPEAT = (GET_SERVER_INFO, GET_ADAPTER, GET_UPLOAD, LIST_ADAPTERS, LIST_VERSIONS)
 """Calls that change nothing and cost little: the channel may try them again."""

@@ -16,7 +16,7 @@ from typing import TypedDict
 from loramux_client.errors import InvalidArgument, Violation
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes sent, bytes in all) before each chunk goes out."""
+"""Called with (bytes so far, bytes in all): before a chunk goes out, after one has come in."""
 
 MAX_NAME = 64
 
@@ -120,6 +120,18 @@ class Upload:
     version: AdapterVersion | None
     report: AcceptReport
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UploadState:
+    """How far an upload has come. ended: what it became, None while it is unfinished; expire_time: when it is thrown
+    away if nothing more comes, None once it has ended."""
+
+    upload_id: str
+    received: int
+    size: int
+    expire_time: datetime | None
+    ended: Upload | None
 
 
 def name_of(path: str | PathLike[str]) -> str:

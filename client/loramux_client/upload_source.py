@@ -26,9 +26,9 @@ class Source:
     size: int
     sha256: str
 
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes, CHUNK_BYTES at a time."""
-        return _chunks(self.content)
+    def chunks(self, offset: int = 0) -> Iterator[bytes]:
+        """The bytes from offset on, CHUNK_BYTES at a time."""
+        return _chunks(self.content, offset)
 
 
 def open_source(content: str | PathLike[str] | bytes) -> Source:
@@ -41,12 +41,13 @@ def open_source(content: str | PathLike[str] | bytes) -> Source:
     return Source(kept, size, digest.hexdigest())
 
 
-def _chunks(content: Path | bytes) -> Iterator[bytes]:
+def _chunks(content: Path | bytes, offset: int = 0) -> Iterator[bytes]:
     if isinstance(content, bytes):
-        for start in range(0, len(content), CHUNK_BYTES):
+        for start in range(offset, len(content), CHUNK_BYTES):
             yield content[start : start + CHUNK_BYTES]
         return
     with content.open("rb") as file:
+        file.seek(offset)
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
 
@@ -58,17 +59,19 @@ class Outgoing(Generic[Message]):
     """Messages on their way out: the spec, then chunks. A failure ends them early and is kept:
     gRPC's sending thread would print its trace and tell the caller only that something went wrong.
 
-    Progress is told before a chunk leaves, so that a callback that raises always leaves an upload
-    too short to be accepted.
+    offset: where the chunks begin, size: where they end. Progress is told before a chunk leaves, so that
+    a callback that raises always leaves an upload too short to be accepted.
     """
 
     def __init__(
         self,
         messages: Iterator[Message],
+        offset: int,
         size: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._messages = messages
+        self._offset = offset
         self._size = size
         self._progress = progress
         self._failure: Exception | None = None
@@ -77,7 +80,7 @@ class Outgoing(Generic[Message]):
         try:
             for chunks, message in enumerate(self._messages):
                 if chunks and self._progress is not None:
-                    self._progress(min(chunks * CHUNK_BYTES, self._size), self._size)
+                    self._progress(min(self._offset + chunks * CHUNK_BYTES, self._size), self._size)
                 yield message
         except Exception as failure:
             self._failure = failure

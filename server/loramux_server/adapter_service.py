@@ -7,17 +7,22 @@ tensors and raises the error trees as they are (`interceptors` gives them status
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
 from loramux_server import messages
-from loramux_server.errors import InvalidRequest, Violation
+from loramux_server.errors import InvalidRequest, UploadStalled, Violation
 from loramux_server.metrics import Metrics
+from loramux_store.errors import Refused, StoreError, UploadNotFound
+from loramux_store.record import Published
 from loramux_store.store import Store
+from loramux_store.upload import Upload
 
 MAX_CHUNK = 1 << 20
+STALL_S = 30.0  # without a message of an upload
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -36,26 +42,91 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         self._store = store
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
+        self._sending = set[asyncio.Task[Any]]()
 
     async def UploadAdapter(
         self,
         request_iterator: AsyncIterator[adapter_service_pb2.UploadAdapterRequest],
         context: "Context",
     ) -> adapter_service_pb2.UploadAdapterResponse:
-        """A file becomes a version, or nothing is left of it."""
-        first = await anext(aiter(request_iterator), None)
+        """A file becomes a version. What came stays where the upload has an id, else nothing is left of it."""
+        requests = aiter(request_iterator)
+        first = await _next(requests)
         if first is None or first.WhichOneof("message") != "spec":
             raise InvalidRequest((Violation("spec", "is missing, expected in the first message"),))
-        started = time.monotonic()
-        upload = await self._call(self._store.begin_upload, messages.upload_spec(first.spec))
+        with self._counting():
+            upload = await self._begin(first.spec, first.offset)
+            try:
+                while (message := await _next(requests)) is not None:
+                    await self._write(upload, _chunk(message))
+                return messages.upload_response(await self._commit(upload))
+            finally:
+                await asyncio.shield(self._call(upload.leave))
+
+    async def WriteUploadChunk(
+        self,
+        request: adapter_service_pb2.WriteUploadChunkRequest,
+        context: "Context",
+    ) -> adapter_service_pb2.WriteUploadChunkResponse:
+        """One chunk; with the last, the file becomes a version."""
+        if not request.spec.upload_id:
+            raise InvalidRequest((Violation("spec.upload_id", "is empty, expected an id to find the upload by"),))
+        if len(request.chunk) > MAX_CHUNK:
+            raise InvalidRequest((_chunk_size(request.chunk, 0),))
+        if request.finish and request.offset and (state := await self._published(request.spec.upload_id)) is not None:
+            return adapter_service_pb2.WriteUploadChunkResponse(
+                received_bytes=state.received_bytes, result=state.result
+            )
+        with self._counting(left=False):
+            upload = await self._begin(request.spec, request.offset)
+            try:
+                if request.chunk:
+                    await self._write(upload, request.chunk)
+                response = adapter_service_pb2.WriteUploadChunkResponse(received_bytes=upload.received)
+                if request.finish:
+                    response.result.CopyFrom(messages.upload_response(await self._commit(upload)))
+                return response
+            finally:
+                await asyncio.shield(self._call(upload.leave))
+
+    async def GetUpload(
+        self,
+        request: adapter_service_pb2.GetUploadRequest,
+        context: "Context",
+    ) -> adapter_service_pb2.UploadState:
+        """How far an upload has come."""
+        return messages.upload_state(request.upload_id, await self._call(self._store.find_upload, request.upload_id))
+
+    async def AbortUpload(
+        self,
+        request: adapter_service_pb2.AbortUploadRequest,
+        context: "Context",
+    ) -> adapter_service_pb2.AbortUploadResponse:
+        """Throws away what came of an upload."""
+        await self._call(self._store.abort_upload, request.upload_id)
+        self._metrics.uploads.labels("aborted").inc()
+        return adapter_service_pb2.AbortUploadResponse()
+
+    async def DownloadAdapter(
+        self,
+        request: adapter_service_pb2.DownloadAdapterRequest,
+        context: "Context",
+    ) -> AsyncIterator[adapter_service_pb2.DownloadAdapterResponse]:
+        """The bytes of a version, as they were uploaded."""
+        outcome = "interrupted"
         try:
-            async for message in request_iterator:
-                await self._call(upload.write, _chunk(message))
-                self._metrics.upload_bytes.inc(len(message.chunk))
-            return messages.upload_response(await self._call(upload.commit))
+            version = await self._call(self._store.resolve, request.adapter)
+            chunks = await self._call(self._store.read_blob, version, request.offset)
+            yield adapter_service_pb2.DownloadAdapterResponse(version=messages.version(version))
+            while chunk := await self._call(next, chunks, b""):
+                yield adapter_service_pb2.DownloadAdapterResponse(chunk=chunk)
+                self._metrics.download_bytes.inc(len(chunk))
+            outcome = "done"
+        except StoreError:
+            outcome = "refused"
+            raise
         finally:
-            await asyncio.shield(self._call(upload.abort))  # nothing to abort after a commit
-            self._metrics.upload_seconds.observe(time.monotonic() - started)
+            self._metrics.downloads.labels(outcome).inc()
 
     async def GetAdapter(
         self,
@@ -97,9 +168,64 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         """Takes an adapter off the shelf."""
         return messages.adapter(await self._call(self._store.delete_adapter, request.name))
 
-    def close(self) -> None:
-        """Ends the store's threads."""
-        self._threads.shutdown(wait=True)
+    async def _begin(self, spec: adapter_service_pb2.UploadSpec, offset: int) -> Upload:
+        asked = messages.upload_spec(spec)
+        begun = asyncio.ensure_future(self._call(self._store.begin_upload, asked, spec.upload_id or None, offset))
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:  # the thread goes on, and nobody else would let go of the part
+            with suppress(StoreError):
+                await self._call((await begun).leave)
+            raise
+
+    async def _write(self, upload: Upload, chunk: bytes) -> None:
+        await self._call(upload.write, chunk)
+        self._metrics.upload_bytes.inc(len(chunk))
+
+    async def _commit(self, upload: Upload) -> Published:
+        """To its end even if the call is cancelled meanwhile: whoever asks for the upload then hears how it ended."""
+        published = await asyncio.shield(self._call(upload.commit))
+        outcome = "checked" if published.version is None else "created" if published.created else "unchanged"
+        self._metrics.uploads.labels(outcome).inc()
+        return published
+
+    async def _published(self, upload_id: str) -> adapter_service_pb2.WriteUploadChunkResponse | None:
+        """The answer of an upload that has become a version."""
+        try:
+            found = await self._call(self._store.find_upload, upload_id)
+        except UploadNotFound:
+            return None
+        if not isinstance(found, Published) or found.version is None:
+            return None
+        size, result = found.version.size_bytes, messages.upload_response(found)
+        return adapter_service_pb2.WriteUploadChunkResponse(received_bytes=size, result=result)
+
+    @contextmanager
+    def _counting(self, *, left: bool = True) -> Generator[None]:
+        """Notes how a call that sends bytes ends, other than with a version; `left`: also that it was left."""
+        started, task = time.monotonic(), asyncio.current_task()
+        assert task is not None
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+        self._metrics.uploads_in_progress.inc()
+        try:
+            yield
+        except StoreError as error:
+            self._metrics.uploads.labels("refused" if isinstance(error, Refused) else "failed").inc()
+            raise
+        except BaseException:
+            if left:
+                self._metrics.uploads.labels("interrupted").inc()
+            raise
+        finally:
+            self._metrics.uploads_in_progress.dec()
+            self._metrics.upload_seconds.observe(time.monotonic() - started)
+
+    async def close(self) -> None:
+        """Ends the store's threads, once all calls have let go of their uploads (a stopped server does not wait)."""
+        if self._sending:
+            await asyncio.wait(self._sending)
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -110,9 +236,27 @@ def _page_size(asked: int) -> int:
     return min(asked, MAX_PAGE) if asked else DEFAULT_PAGE
 
 
+async def _next(requests: AsyncIterator[R]) -> R | None:
+    """The next message; None at the end.
+
+    Raises:
+        UploadStalled: where none comes for so long that the client is likely to be gone; it could not come back
+            before its old call has ended.
+    """
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise UploadStalled(f"no message of this upload came for {STALL_S:g} s") from None
+
+
 def _chunk(message: adapter_service_pb2.UploadAdapterRequest) -> bytes:
     if message.WhichOneof("message") != "chunk":
         raise InvalidRequest((Violation("chunk", "is missing, expected in every message after the first"),))
     if not 0 < len(message.chunk) <= MAX_CHUNK:
-        raise InvalidRequest((Violation("chunk", f"has {len(message.chunk)} bytes, expected 1 to {MAX_CHUNK}"),))
+        raise InvalidRequest((_chunk_size(message.chunk, 1),))
     return message.chunk
+
+
+def _chunk_size(chunk: bytes, least: int) -> Violation:
+    return Violation("chunk", f"has {len(chunk)} bytes, expected {least} to {MAX_CHUNK}")

@@ -89,7 +89,9 @@ class App:
         self.metrics = Metrics()
         base = _load(settings)
         impl = _impl(settings.kernels, base.device, base.unet.dtype)
-        self.store = Store.open(settings.store)
+        self.store = Store.open(
+            settings.store, quota_bytes=settings.quota_bytes, upload_idle_s=settings.upload_idle_seconds
+        )
         self.engine = Engine(
             base,
             self.store.compiled,
@@ -150,7 +152,7 @@ class App:
             await asyncio.to_thread(self.runner.stop)  # what still runs hears why, while its call is open
             await server.stop(grace=1.0)
             await asyncio.to_thread(pictures.close)
-            await asyncio.to_thread(shelf.close)
+            await shelf.close()
             await asyncio.to_thread(admin.close)
             self.store.close()
 

@@ -22,6 +22,8 @@ def serve(
     *,
     base: str | None = None,
     store: Path | None = None,
+    quota_bytes: int | None = None,
+    upload_idle_seconds: float | None = None,
     host: str | None = None,
     port: int | None = None,
     metrics_port: int | None = None,
@@ -51,6 +53,10 @@ def serve(
         Default: builtin.
     store:
         Folder of the adapter store. Default: in the user's data folder.
+    quota_bytes:
+        Most bytes of adapter files that the store takes. Default: what the disk holds.
+    upload_idle_seconds:
+        An unfinished upload that nobody goes on with is thrown away after these. Default: 86400, a day.
     host:
         Address to listen on. Default: 127.0.0.1.
     port:

@@ -6,6 +6,7 @@
     ├── Busy                the queue is full
     ├── TooLate             it could not be done before its deadline
     ├── Draining            the server is stopping
+    ├── UploadStalled       no message of an upload came for too long
     ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
     │   └── OutOfMemory     it does not fit into device memory, not even alone
     ├── BadBase             a folder or file that is no Stable Diffusion base (at start)
@@ -63,6 +64,10 @@ class TooLate(LoraMuxError):
 
 class Draining(LoraMuxError):
     """The server is stopping and takes nothing new."""
+
+
+class UploadStalled(LoraMuxError):
+    """No message of an upload came for too long; another call may go on with it."""
 
 
 class PictureFailed(LoraMuxError):

@@ -23,6 +23,7 @@ from loramux_store import errors as shelf
 DOMAIN = "loramux"
 _MAX_TEXT = 1024  # of a message: statuses travel in trailers, which hold about 8 KiB in all
 _MAX_VIOLATIONS = 20
+_BUSY_S = 2.0  # until a call that writes to an upload is likely to have ended
 
 _TURNED_AWAY = (errors.Busy, errors.TooLate, errors.Draining, errors.Incompatible, errors.InvalidRequest)
 
@@ -139,8 +140,7 @@ def _describe(error: Exception) -> _Details:
         case errors.Incompatible():
             return code.FAILED_PRECONDITION, error.reason, {}, []
         case errors.Busy():
-            retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=max(1, round(error.retry_after))))
-            return code.RESOURCE_EXHAUSTED, "QUEUE_FULL", {}, [retry]
+            return code.RESOURCE_EXHAUSTED, "QUEUE_FULL", {}, [_retry(error.retry_after)]
         case errors.TooLate():
             return code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", {"estimated_seconds": f"{error.seconds:.1f}"}, []
         case errors.Draining() | shelf.Closed():
@@ -151,6 +151,18 @@ def _describe(error: Exception) -> _Details:
             return code.INTERNAL, "PICTURE_FAILED", {}, []
         case shelf.NotFound():
             return code.NOT_FOUND, "ADAPTER_NOT_FOUND", {"adapter": _short(error.ref)}, []
+        case shelf.UploadNotFound():
+            return code.NOT_FOUND, "UPLOAD_NOT_FOUND", {"upload_id": error.upload_id}, []
+        case shelf.UploadBusy():
+            return code.ABORTED, "UPLOAD_BUSY", {"upload_id": error.upload_id}, [_retry(_BUSY_S)]
+        case shelf.WrongOffset():
+            offsets = {"offset": str(error.offset), "received": str(error.received)}
+            return code.FAILED_PRECONDITION, "WRONG_OFFSET", offsets, []
+        case shelf.QuotaExceeded():
+            numbers = {"needed": str(error.needed), "used": str(error.used), "limit": str(error.limit)}
+            return code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", numbers, [_quota_failure(error)]
+        case errors.UploadStalled():
+            return code.DEADLINE_EXCEEDED, "UPLOAD_STALLED", {}, []
         case shelf.InvalidArgument():
             violation = errors.Violation(error.field, _short(str(error)))
             return code.INVALID_ARGUMENT, "INVALID_FIELD", {}, [_bad_request((violation,))]
@@ -161,7 +173,7 @@ def _describe(error: Exception) -> _Details:
         case shelf.Refused():
             return code.INVALID_ARGUMENT, error.reason, _shortened(error.detail), []
         case shelf.NoSpace():
-            return code.RESOURCE_EXHAUSTED, "NO_SPACE", {}, []
+            return code.RESOURCE_EXHAUSTED, "NO_SPACE", {"needed": str(error.needed), "free": str(error.free)}, []
         case shelf.ReadOnly():
             return code.FAILED_PRECONDITION, "STORE_READ_ONLY", {}, []
         case shelf.DiskFailed():
@@ -171,6 +183,15 @@ def _describe(error: Exception) -> _Details:
         case _:
             _log.error("an RPC failed", exc_info=error)
             return code.INTERNAL, "INTERNAL", {}, []
+
+
+def _retry(seconds: float) -> error_details_pb2.RetryInfo:
+    return error_details_pb2.RetryInfo(retry_delay=Duration(seconds=max(1, round(seconds))))
+
+
+def _quota_failure(error: shelf.QuotaExceeded) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=_short(str(error), 256))
+    return error_details_pb2.QuotaFailure(violations=[violation])
 
 
 def _bad_request(violations: tuple[errors.Violation, ...]) -> error_details_pb2.BadRequest:

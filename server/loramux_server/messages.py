@@ -51,6 +51,7 @@ from loramux_store.record import (
     UploadSpec,
     VersionRecord,
 )
+from loramux_store.uploads import Unfinished
 
 T = TypeVar("T")
 
@@ -357,6 +358,18 @@ def upload_response(published: Published) -> adapter_service_pb2.UploadAdapterRe
         report=report(published.report),
         created=published.created,
     )
+
+
+def upload_state(upload_id: str, found: Unfinished | Published) -> adapter_service_pb2.UploadState:
+    """How far an upload has come, or what it became."""
+    state = adapter_service_pb2.UploadState(upload_id=upload_id)
+    if isinstance(found, Unfinished):
+        state.received_bytes, state.size_bytes = found.received, found.spec.size_bytes or 0
+        state.expire_time.CopyFrom(_timestamp(found.expire_time))
+    elif found.version is not None:
+        state.received_bytes = state.size_bytes = found.version.size_bytes
+        state.result.CopyFrom(upload_response(found))
+    return state
 
 
 def report(found: AcceptReport) -> adapter_pb2.AcceptReport:

@@ -67,6 +67,10 @@ class Metrics:
         self.load_seconds = histogram("adapter_load_seconds", "From the store into the pool.", _LOAD_SECONDS)
         self.rejected = counter("rejected_total", "Requests refused at the door, by ErrorInfo reason.", "reason")
         self.upload_seconds = histogram("upload_seconds", "First message of an upload to its end.", _SECONDS)
+        self.uploads_in_progress = gauge("uploads_in_progress", "Calls that send an adapter file now.")
+        self.uploads = counter("uploads_total", "Uploads that ended or were left, by how.", "outcome")
+        self.downloads = counter("downloads_total", "Downloads that ended, by how.", "outcome")
+        self.download_bytes = counter("download_bytes_total", "Bytes of adapter files sent.")
         self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop last woke a sleeper.")
         self.upload_bytes = counter("upload_bytes_total", "Bytes of adapter files received.")
         self.reclaimed_bytes = counter(

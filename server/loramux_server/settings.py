@@ -26,6 +26,12 @@ class Settings(BaseSettings):
     store: Path = Field(
         default_factory=lambda: user_data_path("loramux") / "store", description="Folder of the adapter store."
     )
+    quota_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes of adapter files the store takes; unset: what the disk holds."
+    )
+    upload_idle_seconds: float = Field(
+        default=86400.0, gt=0, description="An unfinished upload that nobody goes on with is thrown away after these."
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on, for gRPC and HTTP.")
     port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
     metrics_port: int = Field(

@@ -125,6 +125,11 @@ def test_a_damaged_blob_is_data_loss_until_it_comes_again(store: Store, tmp_path
     if bytes_now is not None:
         blob.write_bytes(bytes_now)
     assert store.compiled(version).exists(), "the compiled file is whole"
+    if how != "longer":  # what comes after the file is not sent
+        sent: list[bytes] = []
+        with pytest.raises(DataLoss, match=version.blob_digest):
+            sent.extend(store.read_blob(version))
+        assert sum(map(len, sent)) < version.size_bytes, "never a whole file that is wrong"
     store.compiled(version).unlink()
     with pytest.raises(DataLoss, match=version.blob_digest):
         store.compiled(version)

@@ -90,13 +90,22 @@ def test_an_upload_has_one_writer(store: Store, tmp_path: Path) -> None:
 
 
 def test_the_next_byte_is_said_where_another_is_sent(store: Store, tmp_path: Path) -> None:
-    with store.begin_upload(spec(content(tmp_path)), ID) as upload:
-        upload.write(b"12345")
-        upload.expect(5)
-        for offset in (0, 4, 6):
+    data = content(tmp_path)
+    for received in (0, 5):
+        for offset in {-1, 0, 4, 5, 6} - {received}:
             with pytest.raises(WrongOffset) as caught:
-                upload.expect(offset)
-            assert (caught.value.offset, caught.value.received) == (offset, 5)
+                store.begin_upload(spec(data), ID, offset)
+            assert (caught.value.offset, caught.value.received) == (offset, received)
+        if not received:
+            assert list((tmp_path / "store" / "uploads").iterdir()) == [], "nothing was begun"
+        upload = store.begin_upload(spec(data), ID, received)
+        upload.write(data[received:5])
+        upload.leave()
+    upload = store.begin_upload(spec(data), ID, 5)
+    with pytest.raises(Refused, match="size_mismatch"):
+        upload.commit()
+    upload.write(data[5:])
+    assert upload.commit().created, "what was missing may still come"
 
 
 def test_an_id_belongs_to_one_spec(store: Store, tmp_path: Path) -> None:
@@ -247,3 +256,15 @@ def test_unfinished_uploads_are_not_without_number(store: Store) -> None:
         store.begin_upload(spec(b"x"), "upload-3")
     store.begin_upload(spec(b"x"), "upload-1").abort()
     store.begin_upload(spec(b"x"), "upload-3").leave()
+
+
+def test_what_was_uploaded_comes_back(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loramux_store.blobs.SEND_CHUNK", 100)
+    data = content(tmp_path)
+    version = store.publish(tmp_path / "1.safetensors", UploadSpec(name="x")).version
+    for offset in (0, 1, 99, 100, 101, len(data) - 1, len(data)):
+        chunks = list(store.read_blob(version, offset))
+        assert b"".join(chunks) == data[offset:] and max(map(len, chunks), default=0) <= 100
+    for wrong in (-1, len(data) + 1):
+        with pytest.raises(InvalidArgument, match="offset"):
+            store.read_blob(version, wrong)

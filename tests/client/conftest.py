@@ -42,6 +42,10 @@ class FakeServer:
     failures_left: int = -1
     refuse_upload_after: int | None = None
     hang_in_upload: bool = False
+    uploads: dict[str, Any] = field(default_factory=dict[str, Any])
+    file: bytes = b""
+    file_digest: str = ""
+    break_download_at: int = -1
     steps_before_hanging: int | None = None
     started: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -237,6 +241,31 @@ class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
             response.version.CopyFrom(version(spec.name, 1))
             response.created = True
         return response
+
+    async def GetUpload(self, request: Any, context: Any) -> adapter_service_pb2.UploadState:
+        known = self.server.uploads.get(request.upload_id)
+        if known is None:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "no upload", [])
+        assert known is not None
+        return known
+
+    async def AbortUpload(self, request: Any, context: Any) -> adapter_service_pb2.AbortUploadResponse:
+        await self.server.check(request, context)
+        return adapter_service_pb2.AbortUploadResponse()
+
+    async def WriteUploadChunk(self, request: Any, context: Any) -> adapter_service_pb2.WriteUploadChunkResponse:
+        raise NotImplementedError  # our clients stream
+
+    async def DownloadAdapter(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self.server.check(request, context)
+        made = version(request.adapter.partition("@")[0], 2)
+        made.size_bytes, made.blob_digest = len(self.server.file), self.server.file_digest
+        yield adapter_service_pb2.DownloadAdapterResponse(version=made)
+        for start in range(request.offset, len(self.server.file), 1000):
+            if start == self.server.break_download_at:
+                self.server.break_download_at = -1
+                await refuse(context, grpc.StatusCode.UNAVAILABLE, "going down", [])
+            yield adapter_service_pb2.DownloadAdapterResponse(chunk=self.server.file[start : start + 1000])
 
     async def GetAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
         await self.server.check(request, context)

@@ -180,6 +180,24 @@ async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: 
     assert "warning: look" in shown.err
 
 
+async def test_pull_writes_the_file(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.file = b"some bytes"
+    server.file_digest = sha256(server.file).hexdigest()
+    out = tmp_path / "mine.safetensors"
+    assert await run(server, "adapters", "pull", "ink@2", "-o", str(out)) == 0
+    assert out.read_bytes() == server.file
+    assert f"pulled ink@2 (dddddddddddd) to {out}" in capsys.readouterr().out
+
+
+async def test_pull_names_the_file_after_the_adapter(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.file_digest = sha256(server.file).hexdigest()
+    monkeypatch.chdir(tmp_path)
+    assert await run(server, "adapters", "pull", "ink@2") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["ink.safetensors"]
+
+
 async def test_push_of_an_embedding_tells_its_trigger(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,14 +10,15 @@ from contextlib import aclosing, closing
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
 
-from loramux.v1 import generation_pb2
-from loramux_client import AsyncClient, Client, Sizes, Use, errors
+from loramux.v1 import adapter_service_pb2, generation_pb2
+from loramux_client import AsyncClient, Client, Sizes, Use, errors, patience
 from loramux_client.pictures import Done, ImageReady, Queued, Started, Step
 from loramux_client.server_info import Health
 from loramux_client.upload_source import CHUNK_BYTES
@@ -312,6 +313,124 @@ async def test_a_missing_file_is_an_os_error(ask: Any, server: Any, tmp_path: Pa
     with pytest.raises(FileNotFoundError):
         await ask("upload", tmp_path / "none.safetensors")
     assert server.requests == []
+
+
+async def test_what_the_server_has_is_not_sent_again(ask: Any, server: Any) -> None:
+    content = bytes(i % 251 for i in range(CHUNK_BYTES * 3))
+    server.uploads = AnyUpload(adapter_service_pb2.UploadState(received_bytes=CHUNK_BYTES + 7))
+    told: list[int] = []
+    await ask("upload", content, "x", progress=lambda sent, _: told.append(sent))
+    assert b"".join(server.chunks) == content[CHUNK_BYTES + 7 :]
+    assert told == [2 * CHUNK_BYTES + 7, 3 * CHUNK_BYTES]
+
+
+async def test_an_upload_that_ended_earlier_is_made_again(ask: Any, server: Any) -> None:
+    ended = adapter_service_pb2.UploadAdapterResponse(created=False)
+    server.uploads = AnyUpload(adapter_service_pb2.UploadState(received_bytes=3, result=ended))
+    assert (await ask("upload", b"xyz", "x")).created
+    assert server.chunks == [b"xyz"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "again"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "", True),
+        (grpc.StatusCode.ABORTED, "UPLOAD_BUSY", True),
+        (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_OFFSET", True),
+        (grpc.StatusCode.ABORTED, "ETAG_MISMATCH", False),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_SPACE", False),
+    ],
+)
+async def test_an_upload_is_taken_up_again_where_that_may_help(
+    ask: Any, server: Any, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode, reason: str, again: bool
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
+    server.fail(code, "not now", error_details_pb2.ErrorInfo(reason=reason), times=2)
+    if again:
+        assert (await ask("upload", b"xyz", "x")).created
+        assert server.chunks == [b"xyz"] and len(server.requests) == 3
+        assert len({request.upload_id for request in server.requests}) == 1
+    else:
+        with pytest.raises(errors.LoraMuxClientError, match="not now"):
+            await ask("upload", b"xyz", "x")
+        assert len(server.requests) == 1
+
+
+def test_patience_ends_and_progress_renews_it() -> None:
+    pauses: list[float] = []
+    closed: Any = SimpleNamespace(wait=lambda seconds: pauses.append(seconds))
+    patient, error = patience.Patience(2, closed), errors.Unavailable("no")
+    for reached in (0, 0, 5, 5):
+        patient.wait(error, reached)
+    with pytest.raises(errors.Unavailable):
+        patient.wait(error, 5)
+    assert pauses == [0.5, 1.0, 0.5, 1.0]
+    patient.wait(errors.Aborted("no", reason="UPLOAD_BUSY", retry_after=3.0), 6)
+    assert pauses[-1] == 3.0, "as long as the server says"
+
+
+async def test_other_uploads_have_other_ids(ask: Any, server: Any) -> None:
+    for asked in ({}, {"alpha": 2.0}, {"labels": {"a": "b"}}, {}):
+        await ask("upload", b"xyz", "x", **asked)
+    await ask("upload", b"xyy", "x")
+    await ask("upload", b"xyz", "y")
+    ids = [request.upload_id for request in server.requests]
+    assert ids[0] == ids[3] and len(set(ids)) == 5
+
+
+async def test_what_is_known_of_an_upload_can_be_asked(ask: Any, server: Any) -> None:
+    state = adapter_service_pb2.UploadState(upload_id="some-upload", received_bytes=3, size_bytes=9)
+    state.expire_time.FromSeconds(1_000_000_000)
+    server.uploads = AnyUpload(state)
+    found = await ask("get_upload", "some-upload")
+    assert (found.upload_id, found.received, found.size, found.ended) == ("some-upload", 3, 9, None)
+    assert found.expire_time.year == 2001
+    await ask("abort_upload", "some-upload")
+    assert server.requests[-1].upload_id == "some-upload"
+
+
+class AnyUpload(dict[str, Any]):
+    """Says the same of every upload."""
+
+    def __init__(self, state: adapter_service_pb2.UploadState) -> None:
+        super().__init__()
+        self._state = state
+
+    def get(self, *_: Any) -> Any:
+        return self._state
+
+
+# Downloads.
+
+
+def offer(server: Any, size: int) -> bytes:
+    server.file = bytes(i % 251 for i in range(size))
+    server.file_digest = hashlib.sha256(server.file).hexdigest()
+    return server.file
+
+
+@pytest.mark.parametrize("broken_at", [-1, 0, 1000, 3000])
+async def test_a_download_is_exact_also_after_a_break(
+    ask: Any, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_at: int
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
+    content, server.break_download_at = offer(server, 3500), broken_at
+    told: list[tuple[int, int]] = []
+    version = await ask("download", "ink", tmp_path / "f", progress=lambda *so_far: told.append(so_far))
+    assert (tmp_path / "f").read_bytes() == content and list(tmp_path.iterdir()) == [tmp_path / "f"]
+    assert version.blob_digest == server.file_digest
+    assert [so_far for so_far, _ in told] == [1000, 2000, 3000, 3500]
+    if broken_at >= 0:
+        assert (server.requests[-1].adapter, server.requests[-1].offset) == ("ink@2", broken_at)
+
+
+async def test_a_download_that_is_wrong_leaves_what_was_there(ask: Any, server: Any, tmp_path: Path) -> None:
+    offer(server, 3500)
+    server.file_digest = "0" * 64
+    (tmp_path / "f").write_bytes(b"before")
+    with pytest.raises(errors.DataLoss, match="3500 bytes"):
+        await ask("download", "ink", tmp_path / "f")
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"] and (tmp_path / "f").read_bytes() == b"before"
 
 
 # Errors.

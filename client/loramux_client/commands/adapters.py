@@ -72,7 +72,10 @@ def push(
     trigger: Trigger = None,
     server: Server = None,
 ) -> None:
-    """Upload a file as a new version of an adapter."""
+    """Upload a file as a new version of an adapter.
+
+    After a break the same command goes on where it was.
+    """
     options = _options(
         default_weight=default_weight,
         trigger_words=trigger_word,
@@ -145,6 +148,23 @@ def show(name: Name, /, *, server: Server = None, json: Json = False) -> None:
 
 
 @adapters.command
+def pull(
+    adapter: Annotated[str, Parameter(help="An adapter, as NAME or NAME@VERSION.")],
+    /,
+    *,
+    out: Annotated[
+        Path | None, Parameter(name=["--out", "-o"], help="File to write. Default: NAME.safetensors here.")
+    ] = None,
+    server: Server = None,
+) -> None:
+    """Download the exact file that was uploaded. Nothing is written unless all of it came and its sha256 is right."""
+    path = Path(f"{adapter.partition('@')[0]}.safetensors") if out is None else out
+    with connect(server) as client, _bar(path) as progress:
+        version = client.download(adapter, path, progress=progress)
+    terminal.say(f"pulled {version.adapter}@{version.number} ({terminal.short(version.digest)}) to {path}")
+
+
+@adapters.command
 def rm(name: Name, /, *, server: Server = None) -> None:
     """Take an adapter off the shelf. Pictures being drawn keep it."""
     with connect(server) as client:
@@ -174,7 +194,7 @@ def _bar(file: Path) -> Generator[shelf.Progress]:
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with terminal.progress(*columns) as bars:
         task = bars.add_task(terminal.plain(file.name), total=None)
-        yield lambda sent, total: bars.update(task, completed=sent, total=total)
+        yield lambda so_far, total: bars.update(task, completed=so_far, total=total)
 
 
 def _say_report(report: shelf.AcceptReport, *, whole: bool = False) -> None:

@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from loramux.v1 import adapter_pb2 as _adapter_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -8,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class UploadSpec(_message.Message):
-    __slots__ = ("name", "size_bytes", "sha256", "validate_only", "layout", "peft_config", "alpha", "trigger", "labels", "default_weight", "trigger_words", "description")
+    __slots__ = ("name", "size_bytes", "sha256", "validate_only", "upload_id", "layout", "peft_config", "alpha", "trigger", "labels", "default_weight", "trigger_words", "description")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +23,7 @@ class UploadSpec(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     PEFT_CONFIG_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +36,7 @@ class UploadSpec(_message.Message):
     size_bytes: int
     sha256: str
     validate_only: bool
+    upload_id: str
     layout: str
     peft_config: str
     alpha: float
@@ -40,15 +45,83 @@ class UploadSpec(_message.Message):
     default_weight: float
     trigger_words: _containers.RepeatedScalarFieldContainer[str]
     description: str
-    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., validate_only: _Optional[bool] = ..., layout: _Optional[str] = ..., peft_config: _Optional[str] = ..., alpha: _Optional[float] = ..., trigger: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., validate_only: _Optional[bool] = ..., upload_id: _Optional[str] = ..., layout: _Optional[str] = ..., peft_config: _Optional[str] = ..., alpha: _Optional[float] = ..., trigger: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
 
 class UploadAdapterRequest(_message.Message):
-    __slots__ = ("spec", "chunk")
+    __slots__ = ("spec", "chunk", "offset")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     spec: UploadSpec
     chunk: bytes
-    def __init__(self, spec: _Optional[_Union[UploadSpec, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    offset: int
+    def __init__(self, spec: _Optional[_Union[UploadSpec, _Mapping]] = ..., chunk: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class WriteUploadChunkRequest(_message.Message):
+    __slots__ = ("spec", "offset", "chunk", "finish")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    spec: UploadSpec
+    offset: int
+    chunk: bytes
+    finish: bool
+    def __init__(self, spec: _Optional[_Union[UploadSpec, _Mapping]] = ..., offset: _Optional[int] = ..., chunk: _Optional[bytes] = ..., finish: _Optional[bool] = ...) -> None: ...
+
+class WriteUploadChunkResponse(_message.Message):
+    __slots__ = ("received_bytes", "result")
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    received_bytes: int
+    result: UploadAdapterResponse
+    def __init__(self, received_bytes: _Optional[int] = ..., result: _Optional[_Union[UploadAdapterResponse, _Mapping]] = ...) -> None: ...
+
+class GetUploadRequest(_message.Message):
+    __slots__ = ("upload_id",)
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    upload_id: str
+    def __init__(self, upload_id: _Optional[str] = ...) -> None: ...
+
+class UploadState(_message.Message):
+    __slots__ = ("upload_id", "received_bytes", "size_bytes", "expire_time", "result")
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    upload_id: str
+    received_bytes: int
+    size_bytes: int
+    expire_time: _timestamp_pb2.Timestamp
+    result: UploadAdapterResponse
+    def __init__(self, upload_id: _Optional[str] = ..., received_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., result: _Optional[_Union[UploadAdapterResponse, _Mapping]] = ...) -> None: ...
+
+class AbortUploadRequest(_message.Message):
+    __slots__ = ("upload_id",)
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    upload_id: str
+    def __init__(self, upload_id: _Optional[str] = ...) -> None: ...
+
+class AbortUploadResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DownloadAdapterRequest(_message.Message):
+    __slots__ = ("adapter", "offset")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    offset: int
+    def __init__(self, adapter: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class DownloadAdapterResponse(_message.Message):
+    __slots__ = ("version", "chunk")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    version: _adapter_pb2.AdapterVersion
+    chunk: bytes
+    def __init__(self, version: _Optional[_Union[_adapter_pb2.AdapterVersion, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class UploadAdapterResponse(_message.Message):
     __slots__ = ("version", "report", "created")

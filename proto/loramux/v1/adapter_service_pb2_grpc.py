@@ -42,6 +42,26 @@ class AdapterServiceStub:
                 request_serializer=loramux_dot_v1_dot_adapter__service__pb2.UploadAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.UploadAdapterResponse.FromString,
                 _registered_method=True)
+        self.WriteUploadChunk = channel.unary_unary(
+                '/loramux.v1.AdapterService/WriteUploadChunk',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.WriteUploadChunkRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.WriteUploadChunkResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/loramux.v1.AdapterService/GetUpload',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.UploadState.FromString,
+                _registered_method=True)
+        self.AbortUpload = channel.unary_unary(
+                '/loramux.v1.AdapterService/AbortUpload',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.AbortUploadRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.AbortUploadResponse.FromString,
+                _registered_method=True)
+        self.DownloadAdapter = channel.unary_stream(
+                '/loramux.v1.AdapterService/DownloadAdapter',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.DownloadAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.DownloadAdapterResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/loramux.v1.AdapterService/GetAdapter',
                 request_serializer=loramux_dot_v1_dot_adapter__service__pb2.GetAdapterRequest.SerializeToString,
@@ -72,7 +92,43 @@ class AdapterServiceServicer:
     def UploadAdapter(self, request_iterator, context):
         """Puts a safetensors file on the shelf as a new version. The first message is the spec, all others
         are chunks. INVALID_ARGUMENT for a bad spec or a refused file (ErrorInfo.reason is the refusal
-        reason), DATA_LOSS where bytes do not match sha256, RESOURCE_EXHAUSTED over a size limit.
+        reason), DATA_LOSS where bytes do not match sha256, RESOURCE_EXHAUSTED over a size limit or quota
+        and where the disk has no room, which is asked before any byte is taken.
+
+        With an upload_id, a call that ends early leaves what came: GetUpload says how much, and another
+        call with the same spec and that offset goes on. FAILED_PRECONDITION (ErrorInfo.reason
+        WRONG_OFFSET, metadata "received") for another offset, ABORTED (UPLOAD_BUSY, with RetryInfo) while
+        another call writes to the upload, DEADLINE_EXCEEDED where no message comes for half a minute.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteUploadChunk(self, request, context):
+        """One chunk of an upload, for clients that cannot stream. Errors are those of UploadAdapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How far an upload has come, or what became of it. NOT_FOUND where there is none: it was aborted or
+        refused, or has expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortUpload(self, request, context):
+        """Throws away what came of an upload. NOT_FOUND where there is none, ABORTED while a call writes to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadAdapter(self, request, context):
+        """The exact bytes of a version. NOT_FOUND where there is none. DATA_LOSS where the stored file is
+        damaged; its last chunk then never comes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,6 +170,26 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.UploadAdapter,
                     request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.UploadAdapterRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapter__service__pb2.UploadAdapterResponse.SerializeToString,
+            ),
+            'WriteUploadChunk': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteUploadChunk,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.WriteUploadChunkRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__service__pb2.WriteUploadChunkResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.GetUploadRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__service__pb2.UploadState.SerializeToString,
+            ),
+            'AbortUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortUpload,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.AbortUploadRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__service__pb2.AbortUploadResponse.SerializeToString,
+            ),
+            'DownloadAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.DownloadAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__service__pb2.DownloadAdapterResponse.SerializeToString,
             ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
@@ -165,6 +241,114 @@ class AdapterService:
             '/loramux.v1.AdapterService/UploadAdapter',
             loramux_dot_v1_dot_adapter__service__pb2.UploadAdapterRequest.SerializeToString,
             loramux_dot_v1_dot_adapter__service__pb2.UploadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteUploadChunk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/WriteUploadChunk',
+            loramux_dot_v1_dot_adapter__service__pb2.WriteUploadChunkRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__service__pb2.WriteUploadChunkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/GetUpload',
+            loramux_dot_v1_dot_adapter__service__pb2.GetUploadRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__service__pb2.UploadState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/AbortUpload',
+            loramux_dot_v1_dot_adapter__service__pb2.AbortUploadRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__service__pb2.AbortUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loramux.v1.AdapterService/DownloadAdapter',
+            loramux_dot_v1_dot_adapter__service__pb2.DownloadAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__service__pb2.DownloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
