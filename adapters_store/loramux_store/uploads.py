@@ -98,14 +98,14 @@ class Uploads:
         offset: where the caller goes on; None where it will look.
         Raises: UploadBusy; WrongOffset; InvalidArgument where the id is none, or was begun with another spec.
         """
-        files, announced = self._files(upload_id), _to_json(spec)
+        files = self._files(upload_id)
         with self._door:
             part = self._lock(files, upload_id)
             try:
-                before = None if files.done.exists() else _read(files.spec)
+                before = None if files.done.exists() else _announced(files)
                 if before is None:
-                    self._begin(files, part, announced, offset, check_room)
-                elif before != announced:
+                    self._begin(files, part, spec, offset, check_room)
+                elif _to_json(before) != _to_json(spec):
                     raise InvalidArgument("upload_id", upload_id, "another one: it was begun with another spec")
                 else:
                     _check_offset(offset, _size(files.part))
@@ -119,9 +119,9 @@ class Uploads:
         files = self._files(upload_id)
         if (ended := _read(files.done)) is not None:
             return Ended(**json.loads(ended))
-        if (announced := _read(files.spec)) is not None:
+        if (announced := _announced(files)) is not None:
             expires = datetime.fromtimestamp(files.touched(), UTC) + timedelta(seconds=self._idle_s)
-            return Unfinished(_from_json(announced), _size(files.part), expires)
+            return Unfinished(announced, _size(files.part), expires)
         raise UploadNotFound(upload_id)
 
     def remove(self, upload_id: str) -> None:
@@ -143,8 +143,8 @@ class Uploads:
         """What unfinished uploads will need."""
         count = announced = remaining = 0
         for files in self._all():
-            if (text := _read(files.spec)) is not None:
-                size, received = _from_json(text).size_bytes or 0, _size(files.part)
+            if (spec := _announced(files)) is not None:
+                size, received = spec.size_bytes or 0, _size(files.part)
                 count, announced, remaining = count + 1, announced + size, remaining + max(0, size - received)
         return Reserved(count, announced, remaining)
 
@@ -177,7 +177,7 @@ class Uploads:
         raise UploadBusy(upload_id)
 
     def _begin(
-        self, files: _Files, part: Part, announced: str, offset: int | None, check_room: Callable[[], None]
+        self, files: _Files, part: Part, spec: UploadSpec, offset: int | None, check_room: Callable[[], None]
     ) -> None:
         try:
             _check_offset(offset, 0)
@@ -185,7 +185,7 @@ class Uploads:
             self._disk.truncate(part.handle)  # of a beginning that a crash cut off
             if files.done.exists():
                 self._disk.remove(files.done)
-            self._write(files.spec, announced)
+            self._write(files.spec, _to_json(spec))
         except BaseException:
             with suppress(StoreError):
                 self._disk.remove(files.part)
@@ -219,11 +219,17 @@ def _to_json(spec: UploadSpec) -> str:
     return json.dumps(asdict(spec), sort_keys=True)
 
 
-def _from_json(text: str) -> UploadSpec:
-    body: dict[str, Any] = json.loads(text)
-    body["options"] = InterpretOptions(**body["options"])
-    body["trigger_words"] = tuple(body["trigger_words"])
-    return UploadSpec(**body)
+def _announced(files: _Files) -> UploadSpec | None:
+    """What was announced; None where nothing was, or by a release that announced other things."""
+    if (text := _read(files.spec)) is None:
+        return None
+    try:
+        body: dict[str, Any] = json.loads(text)
+        body["options"] = InterpretOptions(**body["options"])
+        body["trigger_words"] = tuple(body["trigger_words"])
+        return UploadSpec(**body)
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _read(path: Path) -> str | None:

@@ -3,10 +3,13 @@
 import contextlib
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import adapter_files as af
+import killed_uploader
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -49,6 +52,12 @@ class FailingDisk(Disk):
         self.left -= 1
         self.done.append(name)
 
+    def sync(self, handle: BinaryIO) -> None:
+        """Counted, not done: here nothing reads what a disk lost. test_write_order.py has the order."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """As sync."""
+
     @contextlib.contextmanager
     def with_commits(self) -> Any:
         """Counts commits as well."""
@@ -66,8 +75,9 @@ class FailingDisk(Disk):
 def _guarded(name: str) -> Any:
     def operation(self: FailingDisk, *args: Any) -> Any:
         self.step(name)
-        return getattr(Disk, name)(self, *args)
+        return done(self, *args)
 
+    done = vars(FailingDisk).get(name, getattr(Disk, name))
     return operation
 
 
@@ -195,3 +205,32 @@ def test_a_version_being_published_is_not_reclaimed(store: Store, tmp_path: Path
     reclaim.join()
     assert found == [0]
     check_whole(store, tmp_path / "store", version)
+
+
+@pytest.mark.parametrize("rounds", [6, pytest.param(400, marks=pytest.mark.long)])
+def test_uploads_killed_again_and_again(tmp_path: Path, rounds: int) -> None:
+    folder, acknowledged = tmp_path / "store", tmp_path / "acknowledged"
+    with Store.open(folder) as store:
+        store.register_layout(af.TOY_SD1)
+    arguments = [folder, file(tmp_path, 1), acknowledged, rounds]
+    subprocess.run([sys.executable, killed_uploader.__file__, *map(str, arguments)], check=True)
+    with Store.open(folder, upload_idle_s=-1) as store:
+        store.reclaim()
+        assert list((folder / "uploads").iterdir()) == []
+        numbers = [int(line) for line in acknowledged.read_text().split()]
+        token, versions = "", list[VersionRecord]()
+        while page := store.list_versions("x", 1000, token):
+            versions += page.items
+            token = page.next_page_token
+            if not token:
+                break
+        versions.reverse()
+        assert len(numbers) >= 1
+        assert numbers == list(range(1, len(numbers) + 1)), "each made one version, in their order"
+        assert len(versions) - len(numbers) in (0, 1), "one may have been killed before it was noted"
+        for version in versions:
+            check_whole(store, folder, version)
+            expected = killed_uploader.content(tmp_path / "1.safetensors", version.number - 1)
+            assert version.blob_digest == hashlib.sha256(expected).hexdigest()
+        files = [path for part in ("blobs", "compiled") for path in (folder / part).rglob("*") if path.is_file()]
+        assert len(files) == 2 * len(versions)

@@ -141,6 +141,21 @@ def test_a_b_a_under_one_id_makes_three_versions(store: Store, tmp_path: Path) -
     assert made[0].version.digest == made[2].version.digest != made[1].version.digest
 
 
+def test_what_another_release_announced_is_no_upload(store: Store, tmp_path: Path) -> None:
+    data = content(tmp_path)
+    upload = store.begin_upload(spec(data), ID)
+    upload.write(data[:10])
+    upload.leave()
+    (announced,) = (tmp_path / "store" / "uploads").glob("*.json")
+    for text in ("", "{}", announced.read_text().replace("description", "depiction")):
+        announced.write_text(text)
+        with pytest.raises(UploadNotFound):
+            store.find_upload(ID)
+    with store.begin_upload(spec(data), ID, 0) as upload:
+        upload.write(data)
+        assert upload.commit().created
+
+
 def test_an_aborted_upload_is_gone(store: Store, tmp_path: Path) -> None:
     upload = store.begin_upload(spec(content(tmp_path)), ID)
     upload.write(b"some")
