@@ -76,9 +76,9 @@ class Running:
         return self.shelf.UploadAdapter(iter(messages), timeout=60)
 
 
-def start(store: Path, *options: str) -> Running:
+def start(store: Path, *options: str, port: str = "0") -> Running:
     process = subprocess.Popen(
-        [*CLI, "serve", "--port", "0", "--metrics-port", "0", "--store", str(store), *options],
+        [*CLI, "serve", "--port", port, "--metrics-port", "0", "--store", str(store), *options],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -653,3 +653,42 @@ def test_many_clients_at_once_while_adapters_come_and_go(server: Running, names:
     for one, other in zip(alone * 2, together, strict=True):
         a, b = (np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (one, other))
         assert np.abs(a - b).max() <= 1
+
+
+@pytest.mark.long
+def test_a_push_survives_a_server_that_is_killed(tmp_path: Path) -> None:
+    """SIGKILL in the middle of an upload; the same command line, still running, finishes it on the next server."""
+    first = start(tmp_path / "store")
+    file = tmp_path / "large.safetensors"
+    file.write_bytes(
+        save(
+            {
+                f"{LAYER}.lora_A.weight": torch.ones(128, 48),
+                f"{LAYER}.lora_B.weight": torch.ones(48, 128),
+                "unused.lora_A.weight": torch.ones(4096, 8192),
+            }
+        )
+    )
+    push = subprocess.Popen(
+        [*CLI, "adapters", "push", str(file), "--server", first.target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: first.metric("loramux_upload_bytes_total") > 0)
+    first.process.kill()
+    first.process.wait()
+    first.channel.close()
+    assert first.process.stdout is not None
+    first.process.stdout.close()
+    (part,) = [path for path in (tmp_path / "store" / "uploads").glob("*.part") if path.stat().st_size]
+    kept = part.stat().st_size
+    assert 0 < kept < file.stat().st_size, "killed in the middle"
+    second = start(tmp_path / "store", port=first.target.rpartition(":")[2])
+    try:
+        said, complained = push.communicate(timeout=60)
+        # Refused for what makes it large, and so only after its sha256 was found right.
+        assert push.returncode == 1 and "unused" in complained, (said, complained)
+        assert second.metric("loramux_upload_bytes_total") == file.stat().st_size - kept
+    finally:
+        assert stop(second) == 0

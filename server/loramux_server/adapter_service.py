@@ -42,6 +42,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         self._store = store
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
+        self._checks = ThreadPoolExecutor(2, thread_name_prefix="store-check")  # minutes for gigabytes: others go on
         self._sending = set[asyncio.Task[Any]]()
 
     async def UploadAdapter(
@@ -183,8 +184,8 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         self._metrics.upload_bytes.inc(len(chunk))
 
     async def _commit(self, upload: Upload) -> Published:
-        """To its end even if the call is cancelled meanwhile: whoever asks for the upload then hears how it ended."""
-        published = await asyncio.shield(self._call(upload.commit))
+        """Once begun it goes on even if the call is cancelled: whoever asks for the upload then hears how it ended."""
+        published = await asyncio.get_running_loop().run_in_executor(self._checks, upload.commit)
         outcome = "checked" if published.version is None else "created" if published.created else "unchanged"
         self._metrics.uploads.labels(outcome).inc()
         return published
@@ -225,7 +226,8 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         """Ends the store's threads, once all calls have let go of their uploads (a stopped server does not wait)."""
         if self._sending:
             await asyncio.wait(self._sending)
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._checks, self._threads):
+            await asyncio.to_thread(threads.shutdown)
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from loramux_store import Store, Unfinished, UploadSpec
-from loramux_store.errors import UploadNotFound
+from loramux_store.errors import NotFound, UploadNotFound
 
 
 def content(file: Path, number: int) -> bytes:
@@ -37,6 +37,16 @@ def upload(store: Store, data: bytes, upload_id: str) -> int:
         return going.commit().version.number
 
 
+def check(store: Store) -> None:
+    """What the process before this one made last is whole, before anybody could heal it."""
+    try:
+        version = store.resolve("x")
+    except NotFound:
+        return
+    assert sum(map(len, store.read_blob(version))) == version.size_bytes
+    assert store._shelf.compiled_file(version.layout_digest, version.digest).exists()
+
+
 def work(store: Store, file: Path, acknowledged: Path) -> None:
     with acknowledged.open("a") as notes:
         for number in range(len(acknowledged.read_text().split()), 10**6):
@@ -49,12 +59,13 @@ def start(folder: Path, file: Path, acknowledged: Path) -> int:
     child = os.fork()
     if not child:
         with Store.open(folder) as store:
+            check(store)
             os.write(tells, b"!")
             work(store, file, acknowledged)
         os._exit(1)
-    os.read(hears, 1)
-    os.close(hears)
     os.close(tells)
+    assert os.read(hears, 1), "the store was not whole"
+    os.close(hears)
     return child
 
 

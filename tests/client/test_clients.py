@@ -324,7 +324,12 @@ async def test_what_the_server_has_is_not_sent_again(ask: Any, server: Any) -> N
     assert told == [2 * CHUNK_BYTES + 7, 3 * CHUNK_BYTES]
 
 
-async def test_an_upload_that_ended_earlier_is_made_again(ask: Any, server: Any) -> None:
+@pytest.mark.parametrize("breaks", [0, 1])
+async def test_an_upload_that_ended_earlier_is_made_again(
+    ask: Any, server: Any, monkeypatch: pytest.MonkeyPatch, breaks: int
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
+    server.fail(grpc.StatusCode.UNAVAILABLE, "not now", times=breaks)
     ended = adapter_service_pb2.UploadAdapterResponse(created=False)
     server.uploads = AnyUpload(adapter_service_pb2.UploadState(received_bytes=3, result=ended))
     assert (await ask("upload", b"xyz", "x")).created

@@ -215,6 +215,27 @@ async def test_an_upload_whose_call_was_cancelled_at_the_end_is_published(
     assert state.result.created and state.result.version.number == 1
 
 
+async def test_a_call_cancelled_while_it_begins_lets_go_of_its_upload(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun, go_on = door.store.begin_upload, threading.Event(), threading.Event()
+
+    def slowly(*args: Any) -> Any:
+        begun.set()
+        go_on.wait(20)
+        return begin(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(door.store, "begin_upload", slowly)
+        call = door.stub.UploadAdapter(messages(FILE))
+        await until(begun.is_set)
+        call.cancel()
+        await until(lambda: call.done())
+        go_on.set()
+        await until(lambda: not door.service._sending)
+    assert (await door.stub.UploadAdapter(messages(FILE))).created
+
+
 async def test_what_is_wrong_with_going_on_is_told(door: Door) -> None:
     get, abort = pb.GetUploadRequest(upload_id=ID), pb.AbortUploadRequest(upload_id=ID)
     code, info, _ = await refusal(door.stub.UploadAdapter(messages(FILE[10:], offset=10)))
