@@ -6,24 +6,32 @@ tensors.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from loramux_store.blobs import StoredFile
+from loramux_store.catalog_rows import (
+    NewVersion,
+    adapter_of,
+    insert_adapter,
+    insert_layout,
+    insert_version,
+    is_latest,
+    now_us,
+    time_of,
+    update_adapter,
+    version_of,
+)
 from loramux_store.errors import NotFound
 from loramux_store.layout import Layout
 from loramux_store.names import Ref
-from loramux_store.record import AdapterRecord, InterpretOptions, UploadSpec, VersionRecord
-from loramux_store.report_json import options_from_json, report_from_json
+from loramux_store.record import AdapterRecord, UploadSpec, VersionRecord
 from loramux_store.schema import adapters, blobs, layouts, migrate, open_engine, versions
 from loramux_store.sqlite_errors import told
 
@@ -37,19 +45,6 @@ _VERSION_COLUMNS = (
 _JOINED = versions.join(blobs, versions.c.blob_digest == blobs.c.digest).join(
     layouts, versions.c.layout_digest == layouts.c.digest
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NewVersion:
-    """What a finished upload adds."""
-
-    digest: str
-    blob_digest: str
-    size_bytes: int
-    layout: Layout
-    kind: str
-    options: str
-    report: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +82,7 @@ class Catalog:
     def add_layout(self, layout: Layout) -> None:
         """Remember a layout; one of the same digest keeps its first name."""
         with self._writing() as connection:
-            _insert_layout(connection, layout, _now())
+            insert_layout(connection, layout, now_us())
 
     def layouts(self) -> tuple[Layout, ...]:
         """All remembered layouts, the newest first."""
@@ -105,18 +100,18 @@ class Catalog:
         """
         with self._writing() as connection:
             place()
-            now = _now()
+            now = now_us()
             row = connection.execute(sa.select(adapters).where(adapters.c.name == spec.name)).one_or_none()
-            same = row is not None and _is_latest(connection, row, new)
+            same = row is not None and is_latest(connection, row, new)
             if row is None:
-                adapter_id, number = _insert_adapter(connection, spec, now), 1
+                adapter_id, number = insert_adapter(connection, spec, now), 1
             else:
                 adapter_id, number = row.id, row.latest + (not same)
-                _update_adapter(connection, row, spec, number, now, same)
+                update_adapter(connection, row, spec, number, now, same)
             if not same:
-                _insert_version(connection, adapter_id, number, new, now)
+                insert_version(connection, adapter_id, number, new, now)
             found = _select_version(connection, spec.name, number)
-        return _version(found), not same
+        return version_of(found), not same
 
     def version(self, ref: Ref) -> VersionRecord:
         """A version of an adapter that is not deleted; the latest without a number."""
@@ -129,7 +124,7 @@ class Catalog:
                 f"{ref.name}@{ref.number}",
                 f"adapter {ref.name!r} has no version {ref.number}; its latest is {row.latest}",
             )
-        return _version(found)
+        return version_of(found)
 
     def versions(self, name: str, count: int, below: int | None) -> list[VersionRecord]:
         """Versions of a live adapter, newest first, with numbers below `below`."""
@@ -144,7 +139,7 @@ class Catalog:
             query = query.where(versions.c.number < below)
         with self._reading() as connection:
             _live(connection, name)
-            return [_version(row) for row in connection.execute(query)]
+            return [version_of(row) for row in connection.execute(query)]
 
     # -- adapters ----------------------------------------------------------------------------
 
@@ -152,22 +147,22 @@ class Catalog:
         """A live adapter."""
         with self._reading() as connection:
             _live(connection, name)
-            return _adapter(connection.execute(_adapters().where(adapters.c.name == name)).one())
+            return adapter_of(connection.execute(_adapters().where(adapters.c.name == name)).one())
 
     def adapters(self, count: int, after: str) -> list[AdapterRecord]:
         """Live adapters by name, those after `after`."""
         query = _adapters().where(adapters.c.delete_us.is_(None), adapters.c.name > after)
         with self._reading() as connection:
             rows = connection.execute(query.order_by(adapters.c.name).limit(count))
-            return [_adapter(row) for row in rows]
+            return [adapter_of(row) for row in rows]
 
     def delete(self, name: str) -> AdapterRecord:
         """Hide an adapter; its versions stay where they are."""
         with self._writing() as connection:
             _live(connection, name)
-            now = _now()
+            now = now_us()
             connection.execute(adapters.update().where(adapters.c.name == name).values(delete_us=now, update_us=now))
-            return _adapter(connection.execute(_adapters().where(adapters.c.name == name)).one())
+            return adapter_of(connection.execute(_adapters().where(adapters.c.name == name)).one())
 
     def counts(self) -> tuple[int, int, int, int]:
         """(live adapters, their versions, blobs, bytes of the blobs)."""
@@ -247,119 +242,5 @@ def _live(connection: sa.Connection, name: str) -> Any:
     if row is None:
         raise NotFound(name)
     if row.delete_us is not None:
-        raise NotFound(name, f"adapter {name!r} was deleted at {_time(row.delete_us).isoformat()}")
+        raise NotFound(name, f"adapter {name!r} was deleted at {time_of(row.delete_us).isoformat()}")
     return row
-
-
-def _is_latest(connection: sa.Connection, row: Any, new: NewVersion) -> bool:
-    query = sa.select(versions.c.digest, versions.c.layout_digest).where(
-        versions.c.adapter_id == row.id, versions.c.number == row.latest
-    )
-    return tuple(connection.execute(query).one()) == (new.digest, new.layout.digest)
-
-
-def _insert_adapter(connection: sa.Connection, spec: UploadSpec, now: int) -> int:
-    values = {
-        "name": spec.name,
-        "labels": json.dumps(dict(spec.labels), sort_keys=True),
-        "default_weight": spec.default_weight,
-        "trigger_words": json.dumps(spec.trigger_words),
-        "description": spec.description,
-        "latest": 1,
-        "create_us": now,
-        "update_us": now,
-    }
-    return connection.execute(adapters.insert().values(values).returning(adapters.c.id)).scalar_one()
-
-
-def _update_adapter(connection: sa.Connection, row: Any, spec: UploadSpec, number: int, now: int, same: bool) -> None:
-    """An upload brings a deleted name back; what it leaves empty stays as it was."""
-    said: dict[str, object] = {}
-    if spec.labels:
-        said["labels"] = json.dumps(dict(spec.labels), sort_keys=True)
-    if spec.default_weight is not None:
-        said["default_weight"] = spec.default_weight
-    if spec.trigger_words:
-        said["trigger_words"] = json.dumps(spec.trigger_words)
-    if spec.description:
-        said["description"] = spec.description
-    changed = {key: value for key, value in said.items() if getattr(row, key) != value}
-    if same and not changed and row.delete_us is None:
-        return
-    connection.execute(
-        adapters.update().where(adapters.c.id == row.id).values(latest=number, update_us=now, delete_us=None, **changed)
-    )
-
-
-def _insert_version(connection: sa.Connection, adapter_id: int, number: int, new: NewVersion, now: int) -> None:
-    _insert_layout(connection, new.layout, now)
-    connection.execute(
-        insert(blobs).values(digest=new.blob_digest, size_bytes=new.size_bytes, create_us=now).on_conflict_do_nothing()
-    )
-    connection.execute(
-        versions.insert().values(
-            adapter_id=adapter_id,
-            number=number,
-            digest=new.digest,
-            blob_digest=new.blob_digest,
-            layout_digest=new.layout.digest,
-            kind=new.kind,
-            options=new.options,
-            report=new.report,
-            create_us=now,
-        )
-    )
-
-
-def _insert_layout(connection: sa.Connection, layout: Layout, now: int) -> None:
-    connection.execute(
-        insert(layouts)
-        .values(digest=layout.digest, name=layout.name, body=layout.to_json(), create_us=now)
-        .on_conflict_do_nothing()
-    )
-
-
-def _version(row: Any) -> VersionRecord:
-    report = report_from_json(row.report)
-    options: InterpretOptions = options_from_json(row.options)
-    ranks = {module.module: module.rank for module in report.matched}
-    return VersionRecord(
-        adapter=row.adapter,
-        number=row.number,
-        digest=row.digest,
-        blob_digest=row.blob_digest,
-        size_bytes=row.size_bytes,
-        kind=row.kind,
-        layout_name=row.layout_name,
-        layout_digest=row.layout_digest,
-        rank=max(ranks.values(), default=0),
-        ranks=ranks,
-        create_time=_time(row.create_us),
-        report=report,
-        options=options,
-    )
-
-
-def _adapter(row: Any) -> AdapterRecord:
-    deleted = row.adapter_delete_us
-    return AdapterRecord(
-        name=row.adapter,
-        latest_version=_version(row),
-        labels=json.loads(row.adapter_labels),
-        default_weight=row.adapter_default_weight,
-        trigger_words=tuple(json.loads(row.adapter_trigger_words)),
-        description=row.adapter_description,
-        create_time=_time(row.adapter_create_us),
-        update_time=_time(row.adapter_update_us),
-        delete_time=None if deleted is None else _time(deleted),
-    )
-
-
-def _now() -> int:
-    """Microseconds since 1970."""
-    return int(datetime.now(UTC).timestamp() * 1_000_000)
-
-
-def _time(microseconds: int) -> datetime:
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)

@@ -66,7 +66,9 @@ class Metrics:
         self.text_cache_bytes = gauge("text_cache_bytes", "Bytes in the cache.", "cache")
         self.load_seconds = histogram("adapter_load_seconds", "From the store into the pool.", _LOAD_SECONDS)
         self.rejected = counter("rejected_total", "Requests refused at the door, by ErrorInfo reason.", "reason")
-        self.upload_seconds = histogram("upload_seconds", "First message of an upload to its end.", _SECONDS)
+        self.upload_seconds = histogram(
+            "upload_seconds", "Calls that send an adapter file, from their first message to their end.", _SECONDS
+        )
         self.uploads_in_progress = gauge("uploads_in_progress", "Calls that send an adapter file now.")
         self.uploads = counter("uploads_total", "Uploads that ended or were left, by how.", "outcome")
         self.downloads = counter("downloads_total", "Downloads that ended, by how.", "outcome")

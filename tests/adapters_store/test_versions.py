@@ -69,6 +69,14 @@ def test_deleting_hides_and_an_upload_brings_back_with_the_next_number(store: St
     assert store.get_adapter("x").delete_time is None
 
 
+def test_the_latest_version_brought_back_is_no_new_version(store: Store, tmp_path: Path) -> None:
+    first = store.publish(file(tmp_path, 1), UploadSpec(name="x"))
+    store.delete_adapter("x")
+    again = store.publish(file(tmp_path, 1), UploadSpec(name="x"))
+    assert again.version == first.version and not again.created
+    assert store.get_adapter("x").delete_time is None
+
+
 def test_what_people_say_of_an_adapter_is_kept(store: Store, tmp_path: Path) -> None:
     spec = UploadSpec(
         name="x", labels={"kind": "style"}, default_weight=0.7, trigger_words=("zib",), description="a test"
