@@ -110,7 +110,7 @@ class Upload:
         with self._turn:
             if self._open and self._resumable:
                 self._open = False
-                self._part.handle.close()
+                self._uploads.leave(self._part)
             elif self._open:
                 self._end(None)
 
@@ -130,8 +130,7 @@ class Upload:
 
     def _end(self, ended: Ended | None) -> None:
         self._open = False
-        with self._part.handle:
-            self._uploads.end(self.id, ended)
+        self._uploads.end(self.id, self._part, ended)
 
     def _require_open(self) -> None:
         if not self._open:

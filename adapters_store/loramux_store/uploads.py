@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -91,6 +91,7 @@ class Uploads:
         self._disk = disk
         self._idle_s = idle_s
         self._door = threading.Lock()  # what is checked of the folder stays true until the upload is there
+        self._held = set[Path]()  # parts with a writer here, also once the part has become a blob
 
     def open(self, upload_id: str, spec: UploadSpec, offset: int | None, check_room: Callable[[], None]) -> Part:
         """The part where it was left, or a new one where check_room raises nothing.
@@ -112,13 +113,19 @@ class Uploads:
             except BaseException:
                 part.handle.close()
                 raise
+            self._held.add(part.path)
         return part
+
+    def leave(self, part: Part) -> None:
+        """Let another writer have the part."""
+        part.handle.close()
+        self._held.discard(part.path)
 
     def find(self, upload_id: str) -> Unfinished | Ended:
         """What is known of an upload; UploadNotFound if nothing is."""
         files = self._files(upload_id)
-        if (ended := _read(files.done)) is not None:
-            return Ended(**json.loads(ended))
+        if (ended := _ended(files)) is not None:
+            return ended
         if (announced := _announced(files)) is not None:
             expires = datetime.fromtimestamp(files.touched(), UTC) + timedelta(seconds=self._idle_s)
             return Unfinished(announced, _size(files.part), expires)
@@ -131,18 +138,22 @@ class Uploads:
         with self._door, self._lock(files, upload_id).handle:
             self._remove(files)
 
-    def end(self, upload_id: str, ended: Ended | None) -> None:
-        """Forget the upload of a part that the caller has locked; remember how it ended."""
+    def end(self, upload_id: str, part: Part, ended: Ended | None) -> None:
+        """Forget an upload, but remember how it ended, and let go of its part."""
         files = self._files(upload_id)
-        with suppress(StoreError):  # then it expires; the version, if there is one, is safe
-            if ended is not None:
-                self._write(files.done, json.dumps(asdict(ended)))
-            self._remove(files, ended=ended is None)
+        try:
+            with suppress(StoreError):  # then it expires; the version, if there is one, is safe
+                if ended is not None:
+                    self._write(files.done, json.dumps(asdict(ended)))
+                self._remove(files, ended=ended is None)
+        finally:
+            self.leave(part)
 
     def reserved(self) -> Reserved:
         """What unfinished uploads will need."""
         count = announced = remaining = 0
-        for files in self._all():
+        for path in self._folder.glob("*.json"):
+            files = _Files.of(self._folder, path.stem)
             if (spec := _announced(files)) is not None:
                 size, received = spec.size_bytes or 0, _size(files.part)
                 count, announced, remaining = count + 1, announced + size, remaining + max(0, size - received)
@@ -151,10 +162,11 @@ class Uploads:
     def expire(self) -> list[int]:
         """Remove what has been idle for too long and nobody holds; the bytes of each part."""
         gone: list[int] = []
-        for files in self._all():
+        for key in {path.stem for path in self._folder.iterdir()}:
+            files = _Files.of(self._folder, key)
             if time.time() - files.touched() <= self._idle_s:
                 continue
-            with suppress(UploadBusy), self._door, self._lock(files, files.part.stem).handle:
+            with suppress(UploadBusy), self._door, self._lock(files, key).handle:
                 size = _size(files.part)
                 self._remove(files)
                 gone.append(size)
@@ -165,11 +177,9 @@ class Uploads:
             raise InvalidArgument("upload_id", upload_id, _ID_RULE)
         return _Files.of(self._folder, hashlib.sha256(upload_id.encode()).hexdigest()[:32])
 
-    def _all(self) -> Iterator[_Files]:
-        for key in {path.stem for path in self._folder.iterdir()}:
-            yield _Files.of(self._folder, key)
-
     def _lock(self, files: _Files, upload_id: str) -> Part:
+        if files.part in self._held:
+            raise UploadBusy(upload_id)
         handle = self._disk.open_part(files.part)
         if self._disk.lock(handle) and _is_at(handle, files.part):
             return Part(files.part, handle)
@@ -229,6 +239,14 @@ def _announced(files: _Files) -> UploadSpec | None:
         body["trigger_words"] = tuple(body["trigger_words"])
         return UploadSpec(**body)
     except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _ended(files: _Files) -> Ended | None:
+    """How an upload ended; None where it has not, or by a release that told other things."""
+    try:
+        return Ended(**json.loads(_read(files.done) or ""))
+    except (ValueError, TypeError):
         return None
 
 

@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import adapter_files as af
 import pytest
@@ -87,6 +88,28 @@ def test_an_upload_has_one_writer(store: Store, tmp_path: Path) -> None:
             assert shelf.find_upload(ID).received == 0
     first.write(data)
     assert first.commit().created
+
+
+def test_an_upload_has_one_writer_until_it_is_told_how_it_ended(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its part is a blob by then, and a part of that name would be free."""
+    data, end, refused = content(tmp_path), store._uploads.end, list[str]()
+
+    def late(*args: Any) -> None:
+        for call in (lambda: store.begin_upload(spec(data), ID, 0), lambda: store.abort_upload(ID)):
+            with pytest.raises(UploadBusy) as caught:
+                call()
+            refused.append(caught.value.upload_id)
+        end(*args)
+
+    monkeypatch.setattr(store._uploads, "end", late)
+    upload = store.begin_upload(spec(data), ID)
+    upload.write(data)
+    assert upload.commit().created and refused == [ID, ID]
+    assert isinstance(store.find_upload(ID), Published)
+    monkeypatch.undo()
+    store.begin_upload(spec(data), ID).abort()
 
 
 def test_the_next_byte_is_said_where_another_is_sent(store: Store, tmp_path: Path) -> None:
