@@ -1,6 +1,7 @@
 """A disk that is full, broken or read-only: the right error, no damage, and all is well afterwards."""
 
 import errno
+import hashlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from loramux_store import Store, UploadSpec
+from loramux_store.compiled_file import FORMAT
 from loramux_store.errors import DataLoss, DiskFailed, NoSpace, ReadOnly, StoreError
+from loramux_store.seal import SEAL_BYTES
 from loramux_store.sqlite_errors import told
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -138,13 +141,34 @@ def test_a_damaged_blob_is_data_loss_until_it_comes_again(store: Store, tmp_path
     assert af.compiled_delta(store.compiled(version), af.TOY_SD1)[PATH].norm() > 0
 
 
-def test_a_compiled_file_of_an_old_form_is_made_again(store: Store, tmp_path: Path) -> None:
+def older(whole: bytes) -> bytes:
+    """The compiled file as an older release would have written it: another form, and a seal that fits."""
+    body = whole[:-SEAL_BYTES].replace(f'"format":"{FORMAT}"'.encode(), f'"format":"{"0" * len(FORMAT)}"'.encode())
+    assert body != whole[:-SEAL_BYTES]
+    return body + hashlib.sha256(body).digest()
+
+
+def flipped(at: float) -> Callable[[bytes], bytes]:
+    def flip(whole: bytes) -> bytes:
+        place = int(at * (len(whole) - 1))
+        return whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]
+
+    return flip
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [older, *map(flipped, (0.0, 0.2, 0.5, 0.9, 1.0)), lambda whole: whole[:-40], lambda whole: whole + b"x"],
+)
+def test_a_compiled_file_that_is_old_or_damaged_is_made_again(
+    store: Store, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     version = store.publish(file(tmp_path, 1), UploadSpec(name="x")).version
     path = store.compiled(version)
     whole, inode = path.read_bytes(), path.stat().st_ino
-    assert store.compiled(version).stat().st_ino == inode
+    assert store.compiled(version).stat().st_ino == inode, "and a whole one stays"
     path.chmod(0o644)
-    path.write_bytes(whole.replace(b'"format":"', b'"fOrmat":"'))
+    path.write_bytes(damage(whole))
     assert store.compiled(version).read_bytes() == whole
     assert path.stat().st_ino != inode
 
