@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from conftest import random_adapter
+from random_adapters import random_adapter
 from wire import Watched, blend, distance, pixels, request
 
 from loramux.v1 import generation_service_pb2_grpc
