@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_adapters import random_adapter
 from safetensors.torch import save_file
 from wire import Watched, blend, distance, pixels, reason_of, request
 
@@ -73,8 +74,6 @@ def server(
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Any:
     """An adapter that nobody in the company uses."""
-    from random_adapters import random_adapter
-
     folder = tmp_path_factory.mktemp("lost")
     return random_adapter(tiny_base, folder, "lost", rank=3, alpha=3, strength=0.5, seed=9, parts=("attn", "proj_"))
 
