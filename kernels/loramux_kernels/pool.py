@@ -7,6 +7,7 @@ It knows no adapter and no layer name.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from loramux_kernels.tables import Composition
 
 SCALE_ROWS = 256
-"""Rows of a scale pool, the unit row included: weight-decomposed adapters on the device at once."""
+"""Most rows of a scale pool, the unit row included: weight-decomposed adapters on the device at once."""
 
 
 class PoolFull(Exception):
@@ -34,6 +35,11 @@ class RowAllocator:
             raise ValueError(f"pool size {size}, expected at least 2")
         self.size = size
         self._free = list(range(1, size))  # always sorted
+
+    @property
+    def capacity(self) -> int:
+        """Number of rows that can be owned."""
+        return self.size - 1
 
     @property
     def free(self) -> int:
@@ -73,8 +79,8 @@ Factors = tuple[Tensor, Tensor]
 class RankRowPool:
     """A_pool[P, K] and B_pool[P, N] of one layer; row 0 is zero.
 
-    g: fp32 [SCALE_ROWS, N] of output scales less one, h: fp32 [SCALE_ROWS, K or Cin] of input scales less one
-    (weight decomposition); row 0 is zero; None until an adapter of that axis touches the layer.
+    g: fp32 [scale rows, N] of output scales less one, h: fp32 [scale rows, K or Cin] of input scales less one (weight
+    decomposition); row 0 is zero; None until an adapter of that axis touches the layer.
     """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
@@ -110,17 +116,16 @@ class RankRowPool:
         self.b[index] = 0
         self._writes += 1
 
-    def write_output_scale(self, row: int, scale: Tensor) -> None:
-        """Writes output scales g [N] into a scale row."""
-        if self.g is None:
-            self.g = torch.zeros(SCALE_ROWS, self.b.shape[1], device=self.b.device)
-        self.g[row] = scale.float() - 1
+    def write_output_scale(self, row: int, scale: Tensor | None, rows: int = SCALE_ROWS) -> None:
+        """Writes output scales [N] into a scale row; None: scales nothing.
 
-    def write_input_scale(self, row: int, scale: Tensor) -> None:
-        """Writes input scales h into a scale row: [K] of a linear layer, [Cin] of a convolution."""
-        if self.h is None:
-            self.h = torch.zeros(SCALE_ROWS, len(scale), device=self.a.device)
-        self.h[row] = scale.float() - 1
+        rows: of the scale pool, which grows to them where it is there: more than any number that a table may hold.
+        """
+        self.g = _with_scale(self.g, row, scale, rows, self.b.device)
+
+    def write_input_scale(self, row: int, scale: Tensor | None, rows: int = SCALE_ROWS) -> None:
+        """The same for input scales: [K] of a linear layer, [Cin] of a convolution."""
+        self.h = _with_scale(self.h, row, scale, rows, self.a.device)
 
     def gathered(self, composition: Composition) -> Factors:
         """a [lists, r, K] and b [lists, r, N] of a composition: views where it is one list of adjoining rows, else
@@ -170,6 +175,20 @@ def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a, b
     exponent = round((math.log2(high_b) - math.log2(high_a)) / 2)
     return a * 2.0**exponent, b * 2.0**-exponent
+
+
+def _with_scale(pool: Tensor | None, row: int, scale: Tensor | None, rows: int, device: torch.device) -> Tensor | None:
+    """The pool with a row of scales less one: itself, or a larger copy, so that forwards under way keep theirs."""
+    if pool is None and scale is None:
+        return None
+    if pool is None or len(pool) < rows:
+        width = len(scale) if pool is None and scale is not None else cast("Tensor", pool).shape[1]
+        grown = torch.zeros(rows, width, device=device)
+        if pool is not None:
+            grown[: len(pool)] = pool
+        pool = grown
+    pool[row] = 0 if scale is None else scale.float() - 1
+    return pool
 
 
 def _adjoin(rows: Sequence[int]) -> bool:

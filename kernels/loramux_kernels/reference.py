@@ -6,6 +6,7 @@ composition of the batch changes, not in every call (`RankRowPool.gathered`).
 """
 
 from collections.abc import Callable
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -74,10 +75,8 @@ def _base_linear(x: Tensor, w0: Tensor, bias: Tensor | None, pool: RankRowPool, 
     between = (1,) * (x.dim() - 2)
     c = _spread(blended_scale(pool.g, tables.outputs), between, ())
     d = _spread(blended_scale(pool.h, tables.inputs), between, ())
-    if c is None and d is None:
-        return F.linear(x, w0, bias)
-    y = _rescaled(x, c, d, tables, lambda part: F.linear(part, w0))
-    return y if bias is None else y + bias
+    added = None if bias is None else _spread(bias[None], between, ())
+    return _rescaled(x, c, d, tables, added, lambda part, with_bias: F.linear(part, w0, bias if with_bias else None))
 
 
 def base_conv2d(
@@ -91,23 +90,32 @@ def base_conv2d(
     """The base convolution with its output and input scales; where: stride, padding, dilation."""
     c = _spread(blended_scale(pool.g, tables.outputs), (), (1, 1))
     d = _spread(blended_scale(pool.h, tables.inputs), (), (1, 1))
-    if c is None and d is None:
-        return F.conv2d(x, w0, bias, *where)
-    y = _rescaled(x, c, d, tables, lambda part: F.conv2d(part, w0, None, *where))
-    return y if bias is None else y + bias[:, None, None]
+    added = None if bias is None else _spread(bias[None], (), (1, 1))
+    return _rescaled(
+        x, c, d, tables, added, lambda part, with_bias: F.conv2d(part, w0, bias if with_bias else None, *where)
+    )
 
 
 def _rescaled(
-    x: Tensor, c: Tensor | None, d: Tensor | None, tables: Tables, product: Callable[[Tensor], Tensor]
+    x: Tensor,
+    c: Tensor | None,
+    d: Tensor | None,
+    tables: Tables,
+    bias: Tensor | None,
+    product: Callable[[Tensor, bool], Tensor],
 ) -> Tensor:
-    """c W0 x, or W0 (d x), or in rows with both W0 (d x) + (c - 1) W0 x: only those take a second product."""
-    y = product(x if d is None else (x * d).to(x.dtype))
+    """c W0 x, or W0 (d x), or in rows with both W0 (d x) + (c - 1) W0 x: only those take a second product; + bias.
+
+    The bias is part of the product, and taken out of the scaling again, so that batch rows that nothing scales keep the
+    bits that they have without such company.
+    """
+    y = product(x if d is None else (x * d).to(x.dtype), True)
     if c is None:
         return y
-    scaled = (y * c).to(x.dtype)
+    scaled = (y * c if bias is None else y * c + (1 - c) * bias).to(x.dtype)
     both = _rows_with_both(tables)
     if d is not None and both:
-        scaled[both] = (y[both] + (c[both] - 1) * product(x[both])).to(x.dtype)
+        scaled[both] = (y[both] + (c[both] - 1) * product(x[both], False)).to(x.dtype)
     return scaled
 
 
@@ -118,6 +126,10 @@ def _rows_with_both(tables: Tables) -> list[int]:
     return [row for row, (outputs, inputs) in enumerate(pairs) if outputs and inputs]
 
 
+@overload
+def _spread(scale: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor: ...
+@overload
+def _spread(scale: Tensor | None, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor | None: ...
 def _spread(scale: Tensor | None, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor | None:
     """[rows, width] as [rows, *before, width, *after]."""
     return None if scale is None else scale.view(len(scale), *before, scale.shape[1], *after)

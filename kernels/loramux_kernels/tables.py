@@ -81,6 +81,7 @@ class TableBank:
     def __init__(self, device: torch.device, fixed_width: int | None = None) -> None:
         self._device = device
         self._classes = R_CLASSES if fixed_width is None else (0, fixed_width)
+        self._scale_classes = G_CLASSES if fixed_width is None else (0, G_CLASSES[-1])
         self._fixed_width = fixed_width
         self._places: dict[tuple[str, int, int], _Place] = {}
 
@@ -109,7 +110,7 @@ class TableBank:
 
     def _scales(self, axis: str, lists: Sequence[Entries] | None) -> ScaleTables | None:
         entries = tuple(tuple(row) for row in lists or ())
-        width = class_of(max(map(len, entries), default=0), G_CLASSES, f"decomposed adapters in {axis}")
+        width = class_of(max(map(len, entries), default=0), self._scale_classes, f"decomposed adapters in {axis}")
         if width == 0:
             return None
         place = self._place(axis, entries, width)

@@ -212,3 +212,45 @@ def test_one_adapter_of_any_rank(rank: int) -> None:
     want = x[0].double() @ (w0.double() + 0.8 * 0.5 * b.double().T @ a.double()).T
     assert _relative(got[0], want) < _bound(24 + rank)
     assert _relative(got[0] * 1.01, want) > _bound(24 + rank)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("axis", ["outputs", "inputs"])
+def test_rows_without_scales_keep_their_bits_beside_rows_with_them(axis: str, conv: bool) -> None:
+    """c (W0 x) + bias, or W0 (d x) + bias, in the rows that have them; the others get what they get without company."""
+    torch.manual_seed(4)
+    shape, x = ((24, 16, 3, 3), torch.randn(3, 16, 9, 8)) if conv else ((24, 16), torch.randn(3, 7, 16))
+    w0, bias = torch.randn(shape), torch.randn(24)
+    pool = RankRowPool.zeros(8, w0[0].numel(), 24, dtype=torch.float32, device=x.device)
+    scale = torch.rand(24 if axis == "outputs" else 16) + 0.5
+    (pool.write_output_scale if axis == "outputs" else pool.write_input_scale)(3, scale)
+
+    def result(entries: list[tuple[tuple[int, float], ...]]) -> torch.Tensor:
+        tables = TableBank(x.device, 16).write([((1, 1.0),)] * 3, **{axis: entries})
+        assert tables is not None
+        assert getattr(tables, axis) is None or getattr(tables, axis).idx.shape[1] == 64, "of one width in any company"
+        op = lora_conv2d if conv else lora_linear
+        return op(x, w0, bias, pool, tables, impl="reference")
+
+    alone, company = result([(), (), ()]), result([(), ((3, 0.6),), ()])
+    assert torch.equal(alone[0], company[0]) and torch.equal(alone[2], company[2])
+    c = (1 + 0.6 * (scale.double() - 1)).view(-1, *(1,) * (2 * conv))
+    d, c = (1, c) if axis == "outputs" else (c, 1)
+    base = (F.conv2d if conv else F.linear)(x[1:2].double() * d, w0.double())[0] * c
+    want = base + bias.double().view(-1, *(1,) * (2 * conv))
+    assert float((company[1].double() - want).norm() / want.norm()) < 1e-6
+    assert float((alone[1].double() - want).norm() / want.norm()) > 0.02, "the scale does nothing"
+
+
+def test_scale_pools_grow_and_keep_what_they_hold() -> None:
+    pool = RankRowPool.zeros(4, 6, 5, dtype=torch.float32, device=CPU)
+    pool.write_output_scale(1, None, 8)
+    assert pool.g is None and pool.h is None, "what scales nothing takes no memory"
+    scales = {number: torch.rand(5) for number in (1, 2, 9, 40)}
+    for number, scale in scales.items():
+        pool.write_output_scale(number, scale, 64 if number > 8 else 8)
+    assert pool.g is not None and len(pool.g) == 64
+    assert all(torch.allclose(1 + pool.g[number], scale) for number, scale in scales.items())
+    pool.write_output_scale(9, None, 128)
+    assert not pool.g[0].any() and not pool.g[9].any() and len(pool.g) == 128
+    assert torch.allclose(1 + pool.g[40], scales[40])
