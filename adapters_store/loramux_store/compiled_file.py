@@ -1,8 +1,16 @@
-"""The compiled file: a version's canonical factors, as one safetensors file.
+"""The compiled file: a version's canonical factors, as one safetensors file of fp32 tensors `<module>.<part>`.
 
-`<module>.a` is A, fp32 [r, K] (a convolution's K laid out [kh][kw][Cin]); `<module>.b` is B
-transposed, fp32 [r, N]. Metadata: format, and {module: {rank, scale}} as JSON under modules. A seal ends it.
-Takes tables of shapes and buffers; gives the file, and says whether a file is of the current
+| part | shape | is |
+|---|---|---|
+| a, b | [r, K], [r, N] | rank rows: A (a convolution's K laid out [kh][kw][Cin]) and B transposed |
+| w1, w2 | [a, c], [b, d] or [b, d, kh, kw] | sides of a Kronecker product |
+| p1, q1, p2, q2 | [N, r], [r, K] | factors of the Hadamard product (p1 q1) * (p2 q2), K as in the weight |
+| delta | as the weight | a dense delta |
+| m | [N] or [Cin] | magnitudes of weight decomposition |
+| weight, bias | [n] | delta of a normalisation; bias alone: of any module, its scale worked in |
+
+Metadata: format, and {module: {rank, scale, axis}} as JSON under modules; scale multiplies all but m and bias, axis is
+that of m. A seal ends the file. Takes tables of shapes; gives the header, and says whether a file is of the current
 form. Knows no uploads and no torch.
 """
 
@@ -16,35 +24,29 @@ from pathlib import Path
 
 from loramux_store.errors import Refused
 from loramux_store.header import read_container
-from loramux_store.layout import ModuleSpec
 from loramux_store.seal import SEAL, is_unbroken, seal_entry
 
 __all__ = ["FORMAT", "CompiledModule", "header_bytes", "is_current"]
 
-FORMAT = "2"
+FORMAT = "3"
 # Bounds the scan of our own file only: a 4 GiB upload in fp8 becomes 16 GiB of fp32.
 _MAX_FILE = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledModule:
-    """What the file says of a module."""
+    """What the file says of a module; parts: {name: shape} in the order of the data."""
 
     path: str
     rank: int
     scale: float
-    inputs: int
-    outputs: int
-
-    @classmethod
-    def of(cls, path: str, spec: ModuleSpec, rank: int, scale: float) -> CompiledModule:
-        """K and N from the layout's weight shape."""
-        return cls(path, rank, scale, prod(spec.shape[1:]), spec.shape[0])
+    axis: str
+    parts: Mapping[str, tuple[int, ...]]
 
 
 def header_bytes(modules: list[CompiledModule]) -> bytes:
-    """Length and JSON; the data follow as a then b of each module, in this order, then the seal."""
-    table = {module.path: {"rank": module.rank, "scale": module.scale} for module in modules}
+    """Length and JSON; the data follow, the parts of each module in this order, then the seal."""
+    table = {module.path: {"rank": module.rank, "scale": module.scale, "axis": module.axis} for module in modules}
     header: dict[str, object] = {
         "__metadata__": {
             "format": FORMAT,
@@ -53,13 +55,9 @@ def header_bytes(modules: list[CompiledModule]) -> bytes:
     }
     at = 0
     for module in modules:
-        for name, width in (("a", module.inputs), ("b", module.outputs)):
-            end = at + 4 * module.rank * width
-            header[f"{module.path}.{name}"] = {
-                "dtype": "F32",
-                "shape": [module.rank, width],
-                "data_offsets": [at, end],
-            }
+        for name, shape in module.parts.items():
+            end = at + 4 * prod(shape)
+            header[f"{module.path}.{name}"] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, end]}
             at = end
     header[SEAL] = seal_entry(at)
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 from loramux_store import architecture
 from loramux_store.errors import InvalidArgument
+from loramux_store.norms import norms_before
 
 __all__ = ["COMPONENTS", "KNOWN_NAMES", "Layout", "ModuleSpec", "known_layout", "known_layouts"]
 
@@ -25,16 +26,16 @@ KNOWN_NAMES = ("sd1", "sd2", "sdxl")
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """One adaptable module: weight shape (o, i) of a linear, (o, i, kh, kw) of a conv2d."""
+    """One adaptable module: weight shape (o, i) of a linear, (o, i, kh, kw) of a conv2d, (n,) of a norm."""
 
-    kind: Literal["linear", "conv2d"]
+    kind: Literal["linear", "conv2d", "norm"]
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
         """Refuse a shape that does not belong to the kind."""
-        ndim = {"linear": 2, "conv2d": 4}.get(self.kind)
+        ndim = {"linear": 2, "conv2d": 4, "norm": 1}.get(self.kind)
         if ndim != len(self.shape) or any(size < 1 for size in self.shape):
-            raise InvalidArgument("module", (self.kind, self.shape), "linear (o,i), conv2d 4-D")
+            raise InvalidArgument("module", (self.kind, self.shape), "linear (o,i), conv2d 4-D, norm 1-D")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ class Layout:
         first = "text_model.encoder.layers.0.self_attn.q_proj"
         found = {name: self.modules.get(f"{name}.{first}") for name in self.components}
         return {name: spec.shape[1] for name, spec in found.items() if spec is not None}
+
+    @cached_property
+    def norms(self) -> Mapping[str, ModuleSpec]:
+        """The normalisations that feed the modules: they follow from those, and are not part of the digest."""
+        shapes = {path: spec.shape for path, spec in self.modules.items()}
+        return {path: ModuleSpec("norm", (width,)) for path, width in norms_before(shapes).items()}
+
+    @cached_property
+    def targets(self) -> Mapping[str, ModuleSpec]:
+        """All that an adapter may change: modules and normalisations."""
+        return {**self.modules, **self.norms}
 
     def __hash__(self) -> int:
         """By content, like equality."""

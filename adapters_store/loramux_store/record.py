@@ -63,13 +63,22 @@ class UploadSpec:
 
 @dataclass(frozen=True, slots=True)
 class MatchedModule:
-    """One module the file touches; scale is what B A is multiplied by."""
+    """One module the file touches.
+
+    rank: its rank rows; scale: what its delta is multiplied by; algorithm: what the file holds, such as loha;
+    operation: how it is applied (rows, kronecker, hadamard, dense, bias, norm, and +bias); axis: of its weight
+    decomposition, output or input; side_values: numbers on the device beside rank rows.
+    """
 
     module: str
-    kind: Literal["linear", "conv2d"]
+    kind: Literal["linear", "conv2d", "norm"]
     rank: int
     alpha: float
     scale: float
+    algorithm: str = "lora"
+    operation: str = "rows"
+    axis: Literal["", "output", "input"] = ""
+    side_values: int = 0
 
 
 @dataclass(frozen=True, slots=True)

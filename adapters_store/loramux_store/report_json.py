@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import astuple
 from typing import Any
 
 from loramux_store.errors import InvalidArgument
@@ -28,7 +29,7 @@ def report_to_json(report: AcceptReport) -> str:
         "layout": [report.layout_name, report.layout_digest],
         "evidence": report.evidence,
         "family": report.family,
-        "matched": [[m.module, m.kind, m.rank, m.alpha, m.scale] for m in report.matched],
+        "matched": [astuple(m) for m in report.matched],
         "ignored": report.ignored,
         "warnings": report.warnings,
     }

@@ -31,6 +31,7 @@ __all__ = [
     "TOY_SDXL",
     "Factors",
     "compiled_delta",
+    "compiled_parts",
     "dense",
     "diffusers_tensors",
     "factors",
@@ -140,23 +141,42 @@ def dense(module: Factors, scale: float | None = None) -> Tensor:
 
 
 def compiled_delta(path: Path, layout: Layout) -> dict[str, Tensor]:
-    """Delta W in float64 of every module of a compiled file."""
-    tensors = safetensors.torch.load_file(path)
-    data = path.read_bytes()
-    assert bytes(tensors.pop("sha256").tolist()) == data[-32:] == hashlib.sha256(data[:-32]).digest()
+    """Delta W in float64 of every module of a compiled file that has one."""
+    table, tensors = compiled_parts(path)
+    return {
+        module: _delta(parts, table[module]["scale"], layout.modules[module])
+        for module, parts in tensors.items()
+        if parts.keys() & {"a", "w1", "p1", "delta"}
+    }
+
+
+def compiled_parts(path: Path) -> tuple[dict[str, dict], dict[str, dict[str, Tensor]]]:
+    """What a compiled file says of its modules, and their parts in float64."""
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "2"
+    assert metadata["format"] == "3"
+    data = path.read_bytes()
+    whole = safetensors.torch.load_file(path)
+    assert bytes(whole.pop("sha256").tolist()) == data[-32:] == hashlib.sha256(data[:-32]).digest()
     table = json.loads(metadata["modules"])
-    assert set(tensors) == {f"{module}.{part}" for module in table for part in "ab"}
-    return {module: _delta(tensors, module, row, layout.modules[module]) for module, row in table.items()}
+    parts: dict[str, dict[str, Tensor]] = {module: {} for module in table}
+    for name, tensor in whole.items():
+        assert tensor.dtype == torch.float32
+        module, _, part = name.rpartition(".")
+        parts[module][part] = tensor.double()
+    for module, found in parts.items():
+        assert table[module]["rank"] == (len(found["a"]) if "a" in found else 0)
+    return table, parts
 
 
-def _delta(tensors: Mapping[str, Tensor], module: str, row: dict, spec: ModuleSpec) -> Tensor:
-    a, b = tensors[f"{module}.a"], tensors[f"{module}.b"]
-    assert a.dtype == b.dtype == torch.float32
-    assert a.shape[0] == b.shape[0] == row["rank"]
-    flat = row["scale"] * (b.double().T @ a.double())
+def _delta(parts: Mapping[str, Tensor], scale: float, spec: ModuleSpec) -> Tensor:
+    if "delta" in parts:
+        return scale * parts["delta"]
+    if "w1" in parts:
+        return scale * torch.kron(parts["w1"], parts["w2"].flatten(1)).reshape(spec.shape)
+    if "p1" in parts:
+        return scale * ((parts["p1"] @ parts["q1"]) * (parts["p2"] @ parts["q2"])).reshape(spec.shape)
+    flat = scale * (parts["b"].T @ parts["a"])
     if spec.kind == "linear":
         return flat.reshape(spec.shape)
     out, source, height, width = spec.shape

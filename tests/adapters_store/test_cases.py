@@ -28,6 +28,14 @@ def conv(down: tuple[int, ...], up: tuple[int, ...]) -> Tensors:
     return {f"{stem}.lora_down.weight": torch.ones(down), f"{stem}.lora_up.weight": torch.ones(up)}
 
 
+def loha(stem: str, inner: tuple[int, int], outer: tuple[int, int]) -> Tensors:
+    return {
+        f"lora_unet_{stem}.hada_w{side}_{end}": torch.ones(shape)
+        for side in "12"
+        for end, shape in (("a", outer), ("b", inner))
+    }
+
+
 def peft_pair(infix: str, path: str) -> Tensors:
     return af.peft_tensors(af.factors(af.TOY_SD1, [path]), infix=f"{infix}.")
 
@@ -44,20 +52,81 @@ CASES: dict[str, tuple[Callable[[], Tensors], str, str]] = {
     "C2 without mid": (lambda: conv((4, 8), (8, 4, 1, 1)), "shape_mismatch", "conv1"),
     "C14 broken rank 1": (lambda: conv((9, 320, 1, 1), (1, 320, 1, 1)), "rank_mismatch", "320"),
     "C16 fused": (lambda: {DOWN: torch.ones(6, 24), UP: torch.ones(48, 2)}, "rank_mismatch", "rank 6"),
-    "C18 bias": (lambda: good() | {f"{STEM}.diff_b": torch.ones(16)}, "unsupported_kind:bias", "diff_b"),
-    "D6 magnitude under PEFT's name": (
-        lambda: good() | {f"{STEM}.lora_magnitude_vector": torch.ones(16)},
-        "unsupported_kind:dora",
-        "magnitude",
+    "C4 one core of two": (
+        lambda: loha("conv_in", (2, 4), (2, 8)) | {"lora_unet_conv_in.hada_t1": torch.ones(2, 2, 3, 3)},
+        "incomplete_pair",
+        "hada_t2",
     ),
-    "D8 DoRA over LoHa is a DoRA": (
-        lambda: {f"{STEM}.hada_w1_a": torch.ones(1, 1), f"{STEM}.dora_scale": torch.ones(1, 1)},
-        "unsupported_kind:dora",
+    "LoHa without a factor": (
+        lambda: {f"{STEM}.hada_w1_a": torch.ones(16, 1), f"{STEM}.hada_w1_b": torch.ones(1, 24)},
+        "incomplete_pair",
+        "hada_w2_a",
+    ),
+    "LoHa of two ranks in one pair": (
+        lambda: loha(STEM[10:], (2, 24), (16, 3)),
+        "rank_mismatch",
+        "hada_w1_b",
+    ),
+    "LoHa of another width": (lambda: loha(STEM[10:], (2, 25), (16, 2)), "shape_mismatch", "hada_w1_b"),
+    "LoKr whose sides make another shape": (
+        lambda: {f"{STEM}.lokr_w1": torch.ones(2, 2), f"{STEM}.lokr_w2": torch.ones(8, 8)},
+        "shape_mismatch",
+        "[16, 24]",
+    ),
+    "LoKr with a side whole and in factors": (
+        lambda: {f"{STEM}.{leaf}": torch.ones(2, 2) for leaf in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2")},
+        "mixed_kinds",
+        "lokr_w1_a",
+    ),
+    "LoKr with one side": (lambda: {f"{STEM}.lokr_w1": torch.ones(2, 2)}, "incomplete_pair", "lokr_w2"),
+    "two kinds in one module": (
+        lambda: good() | {f"{STEM}.diff": torch.ones(16, 24)},
+        "mixed_kinds",
+        "diff",
+    ),
+    "full difference of another shape": (
+        lambda: {f"{STEM}.diff": torch.ones(16, 33)},
+        "shape_mismatch",
+        "diff",
+    ),
+    "bias of another width": (lambda: good() | {f"{STEM}.diff_b": torch.ones(15)}, "shape_mismatch", "diff_b"),
+    "magnitudes of no axis": (
+        lambda: good() | {f"{STEM}.dora_scale": torch.ones(1, 16)},
+        "shape_mismatch",
         "dora_scale",
     ),
+    "magnitudes twice": (
+        lambda: good() | {f"{STEM}.dora_scale": torch.ones(16, 1), f"{STEM}.lora_magnitude_vector": torch.ones(16)},
+        "shape_mismatch",
+        "magnitude",
+    ),
+    "magnitudes of nothing": (lambda: {f"{STEM}.dora_scale": torch.ones(1, 24)}, "incomplete_pair", "dora_scale"),
+    "factors of a normalisation": (
+        lambda: {
+            "lora_unet_conv_norm_out.lora_down.weight": torch.ones(1, 8),
+            "lora_unet_conv_norm_out.lora_up.weight": torch.ones(8, 1),
+        },
+        "shape_mismatch",
+        "conv_norm_out",
+    ),
+    "a normalisation's delta on a convolution": (
+        lambda: {"lora_unet_conv_in.w_norm": torch.ones(8)},
+        "shape_mismatch",
+        "w_norm",
+    ),
+    "IA3": (
+        lambda: {f"{STEM}.weight": torch.ones(16), f"{STEM}.on_input": torch.tensor(0)},
+        "unsupported_kind:ia3",
+        "on_input",
+    ),
+    "GLoRA": (lambda: {f"{STEM}.a1.weight": torch.ones(2, 24)}, "unsupported_kind:glora", "a1.weight"),
     "C12 oft_diag": (lambda: {f"{STEM}.oft_diag": torch.ones(2, 2, 2)}, "unsupported_kind:oft", "oft_diag"),
     "boft": (lambda: {f"{STEM}.oft_blocks": torch.ones(1, 2, 2, 2)}, "unsupported_kind:boft", "oft_blocks"),
-    "norm": (lambda: good() | {"lora_unet_x.w_norm": torch.ones(8)}, "unsupported_kind:norm", "w_norm"),
+    "a normalisation that the model lacks": (
+        lambda: good() | {"lora_unet_x.w_norm": torch.ones(8)},
+        "unknown_keys",
+        "lora_unet_x",
+    ),
     "set_weight": (
         lambda: good() | {f"{STEM}.set_weight": torch.ones(2)},
         "unsupported_kind:set_weight",
@@ -210,8 +279,8 @@ def test_family_mismatch_names_both(store: Store, tmp_path: Path) -> None:
         ('{"lora_alpha": true}', InvalidArgument),
         ('{"alpha_pattern": {"(a+)+": 1}}', InvalidArgument),  # could backtrack for ever
         ('{"alpha_pattern": {"a.*b.*c.*d": 1}}', InvalidArgument),
-        ('{"use_dora": true}', Refused),
-        ('{"peft_type": "LOHA"}', Refused),
+        ('{"use_dora": "yes"}', InvalidArgument),
+        ('{"peft_type": "IA3"}', Refused),
         ('{"init_lora_weights": "pissa"}', Refused),
         ('{"init_lora_weights": "PiSSA_niter_4"}', Refused),
         ('{"target_parameters": ["x"]}', Refused),

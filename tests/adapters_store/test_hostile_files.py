@@ -93,10 +93,6 @@ def _tensors(*leaves: str, stem: str = "lora_unet_mid_block_attentions_0_transfo
 
 
 KINDS = {
-    "loha": (_tensors("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "unsupported_kind:loha"),
-    "lokr": (_tensors("lokr_w1", "lokr_w2"), "unsupported_kind:lokr"),
-    "dora": (_tensors("lora_down.weight", "lora_up.weight", "dora_scale"), "unsupported_kind:dora"),
-    "full": (_tensors("diff"), "unsupported_kind:full"),
     "oft": (_tensors("oft_blocks"), "unsupported_kind:oft"),
     "glora": (_tensors("a1.weight", "a2.weight", "b1.weight", "b2.weight"), "unsupported_kind:glora"),
     "ia3": (_tensors("weight", "on_input"), "unsupported_kind:ia3"),

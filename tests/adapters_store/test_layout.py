@@ -61,8 +61,11 @@ _MODELS = {
 }
 
 
-def _rows(component: str, model: torch.nn.Module) -> dict[str, ModuleSpec]:
-    kinds = {torch.nn.Linear: "linear", torch.nn.Conv2d: "conv2d"}
+_WEIGHTS = {torch.nn.Linear: "linear", torch.nn.Conv2d: "conv2d"}
+_NORMS = {torch.nn.GroupNorm: "norm", torch.nn.LayerNorm: "norm"}
+
+
+def _rows(component: str, model: torch.nn.Module, kinds: dict = _WEIGHTS) -> dict[str, ModuleSpec]:
     rows: dict[str, ModuleSpec] = {}
     for path, module in model.named_modules():
         if kind := kinds.get(type(module)):
@@ -77,10 +80,14 @@ def _rows(component: str, model: torch.nn.Module) -> dict[str, ModuleSpec]:
 def test_known_layout_is_that_of_the_real_model(name: str) -> None:
     unet, encoders = _MODELS[name]
     with torch.device("meta"):
-        expected = _rows("unet", UNet2DConditionModel(**unet))
+        models: dict[str, torch.nn.Module] = {"unet": UNet2DConditionModel(**unet)}
         for component, (kind, config) in zip(("text_encoder", "text_encoder_2"), encoders, strict=False):
-            expected |= _rows(component, kind(config))
-    assert dict(known_layout(name).modules) == expected
+            models[component] = kind(config)
+    for kinds, ours in ((_WEIGHTS, known_layout(name).modules), (_NORMS, known_layout(name).norms)):
+        expected = {
+            p: spec for component, model in models.items() for p, spec in _rows(component, model, kinds).items()
+        }
+        assert dict(ours) == expected
 
 
 def test_digest_is_of_sorted_content_and_not_of_the_name() -> None:

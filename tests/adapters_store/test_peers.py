@@ -171,3 +171,36 @@ def test_the_same_deltas_as_peft(store: Store, tmp_path: Path, pipeline: StableD
     assert set(ours) == set(theirs)
     for path, delta in theirs.items():
         assert (ours[path] - delta.double()).norm() / delta.norm() < PEER, path
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "LoKr of factors"])
+def test_the_same_deltas_as_pefts_loha_and_lokr(
+    store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline, kind: str
+) -> None:
+    """Linear layers and convolutions, the latter with a core; alpha is in the config only."""
+    from peft import LoHaConfig, LoKrConfig, get_peft_model
+
+    layout = _layout(pipeline)
+    store.register_layout(layout)
+    shared = {"target_modules": ["to_q", "to_k", "proj_in", "conv1"], "init_weights": False, "r": 2, "alpha": 3}
+    if kind == "LoHa":
+        config = LoHaConfig(**shared, use_effective_conv2d=True, alpha_pattern={"to_k": 5})
+    else:
+        config = LoKrConfig(**shared, use_effective_conv2d=True, decompose_both=kind != "LoKr", decompose_factor=4)
+    wrapped = get_peft_model(pipeline.unet, config)
+    wrapped.save_pretrained(str(tmp_path / "peft"))
+    published = store.publish(
+        tmp_path / "peft" / "adapter_model.safetensors",
+        UploadSpec("a", options=InterpretOptions((tmp_path / "peft" / "adapter_config.json").read_text())),
+    )
+    assert published.version is not None
+    ours = af.compiled_delta(store.compiled(published.version), layout)
+    theirs = {
+        f"unet.{name}": module.get_delta_weight("default").detach()
+        for name, module in wrapped.base_model.model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    assert set(ours) == set(theirs)
+    for path, delta in theirs.items():
+        wanted = delta.double().reshape(layout.modules[path].shape)
+        assert (ours[path] - wanted).norm() / wanted.norm() < PEER, path

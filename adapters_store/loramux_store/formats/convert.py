@@ -1,7 +1,7 @@
 """A plan's tensors as canonical factors, streamed out one module at a time.
 
-Takes a Plan and a sink; gives the compiled file's bytes to the sink, and warnings. Refuses values
-that are not finite. Memory is bounded by the largest module. The only module here that imports torch.
+Takes a Plan and a sink; gives the compiled file's bytes to the sink, and warnings. Refuses values that are not finite.
+Memory is bounded by the largest module.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from loramux_store.compiled_file import CompiledModule, header_bytes
 from loramux_store.errors import Refused
+from loramux_store.formats.algebra import factored, fold_core, fold_mid, hadamard_rows, kronecker_rows
+from loramux_store.formats.kinds import kronecker_sides
 from loramux_store.formats.plan import Plan, PlannedModule
 from loramux_store.header import TensorEntry
 
@@ -33,39 +35,110 @@ _DTYPES = {
 
 def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
     """Write the compiled file to the sink; the warnings that only values can give."""
-    table = [CompiledModule.of(module.path, module.spec, module.raw.rank, module.scale) for module in plan.modules]
+    table = [
+        CompiledModule(m.path, m.operation.rank, m.scale, m.operation.axis, m.operation.parts) for m in plan.modules
+    ]
     sink(memoryview(header_bytes(table)))
     silent = 0
     with plan.container.path.open("rb") as handle:
         for module in plan.modules:
-            a, b = _factors(handle, module)
-            silent += not (a.any() and b.any())
-            sink(as_bytes(a))
-            sink(as_bytes(b))
+            parts = _Reader(handle, module).parts()
+            silent += not _acts(parts)
+            for name, shape in module.operation.parts.items():
+                sink(as_bytes(parts[name].reshape(shape)))
     if silent == len(plan.modules):
-        return ("all_zero: every module's B A is zero",)
+        return ("all_zero: every module's delta is zero",)
     if silent:
-        return (f"zero_modules: B A of {silent} of {len(plan.modules)} modules is zero",)
+        return (f"zero_modules: the delta of {silent} of {len(plan.modules)} modules is zero",)
     return ()
 
 
-def _factors(handle: BinaryIO, module: PlannedModule) -> tuple[Tensor, Tensor]:
-    tensors, rank = module.raw.tensors, module.raw.rank
-    down = read_float32(handle, tensors["down"], module.path)
-    up = read_float32(handle, tensors["up"], module.path).reshape(-1, rank)
-    if "mid" in tensors:
-        down = _fold_mid(read_float32(handle, tensors["mid"], module.path), down.reshape(rank, -1))
-        _check_finite(down, tensors["mid"], module.path)
-    if module.spec.kind == "conv2d":
-        # (r, Cin, kh, kw) or (r, Cin) of a 1x1, to [kh][kw][Cin]
-        kernel = module.spec.shape[2:]
-        down = down.reshape(rank, -1, *kernel).permute(0, 2, 3, 1)
-    return down.reshape(rank, -1).contiguous(), up.T.contiguous()
+class _Reader:
+    """One module's tensors of the file, and what they are in the compiled file, fp32."""
 
+    def __init__(self, handle: BinaryIO, module: PlannedModule) -> None:
+        self._handle = handle
+        self._module = module
+        self._tensors = module.raw.tensors
+        self._of_kind = {"lora": self._lora, "loha": self._loha, "lokr": self._lokr, "full": self._full}
 
-def _fold_mid(mid: Tensor, down: Tensor) -> Tensor:
-    """CP to plain: A'[m,i,k] = sum_n mid[m,n,k] down[n,i]; mid's first axis meets up."""
-    return torch.einsum("mnhw,ni->mihw", mid.double(), down.double()).float()
+    def parts(self) -> dict[str, Tensor]:
+        """By the names of the compiled file; more than it wants may be among them."""
+        kind = self._module.raw.kind
+        parts = self._norm() if kind == "norm" else self._of_kind.get(kind, dict[str, Tensor])()
+        if "bias" in self._module.operation.parts and "bias" not in parts:
+            parts["bias"] = self._bias()
+        for role in ("magnitude", "dora_scale"):
+            if role in self._tensors:
+                parts["m"] = self._read(role)
+        rounded = {name: part.float() for name, part in parts.items()}
+        for name, part in rounded.items():
+            _check_finite(part, next(iter(self._tensors.values())), self._module.path, f"the factor {name} made of ")
+        return rounded
+
+    def _lora(self) -> dict[str, Tensor]:
+        down, up = self._read("down").flatten(1), self._read("up").flatten(1)
+        if "mid" in self._tensors:
+            down = fold_mid(self._read("mid"), down)
+        return self._rows_or_dense(down, up)
+
+    def _loha(self) -> dict[str, Tensor]:
+        (p1, q1), (p2, q2) = (
+            fold_core(self._maybe(f"hada_t{side}"), self._read(f"hada_w{side}_a"), self._read(f"hada_w{side}_b"))
+            for side in "12"
+        )
+        if self._module.operation.name == "hadamard":
+            return {"p1": p1, "q1": q1, "p2": p2, "q2": q2}
+        if self._module.operation.name == "dense":
+            return {"delta": (p1 @ q1) * (p2 @ q2)}
+        return self._rows_or_dense(*hadamard_rows(p1, q1, p2, q2))
+
+    def _lokr(self) -> dict[str, Tensor]:
+        sides = kronecker_sides(self._tensors)
+        first, second = (self._side(name, side.rank) for name, side in zip("12", sides, strict=True))
+        if self._module.operation.name == "kronecker":
+            return {"w1": _whole(first), "w2": _whole(second)}
+        narrow = [
+            pair if isinstance(pair, tuple) and pair[1].shape[0] == side.width else factored(_whole(pair))
+            for pair, side in zip((first, second), sides, strict=True)
+        ]
+        return self._rows_or_dense(*kronecker_rows(narrow[0], narrow[1]))
+
+    def _side(self, name: str, rank: int | None) -> Tensor | tuple[Tensor, Tensor]:
+        if rank is None:
+            return self._read(f"lokr_w{name}").flatten(1)
+        return fold_core(self._maybe(f"lokr_t{name}"), self._read(f"lokr_w{name}_a"), self._read(f"lokr_w{name}_b"))
+
+    def _full(self) -> dict[str, Tensor]:
+        return {"delta": self._read("diff")}
+
+    def _norm(self) -> dict[str, Tensor]:
+        roles = {"w_norm": "weight", "b_norm": "bias", "diff": "weight", "diff_b": "bias"}
+        return {part: self._read(role) for role, part in roles.items() if role in self._tensors}
+
+    def _bias(self) -> Tensor:
+        """diff_b is a difference as it stands, a bias of PEFT's B has the scale of its factors."""
+        total = torch.zeros((), dtype=torch.float64)
+        if "diff_b" in self._tensors:
+            total = total + self._read("diff_b")
+        if "up_bias" in self._tensors:
+            total = total + self._module.scale * self._read("up_bias")
+        return total
+
+    def _rows_or_dense(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        """A [r, K] and B [N, r] as rows, or as what the operation wants."""
+        if self._module.operation.name == "dense":
+            return {"delta": b @ a}
+        if self._module.spec.kind == "conv2d":  # [Cin][kh][kw] to [kh][kw][Cin]
+            a = a.reshape(-1, *self._module.spec.shape[1:]).permute(0, 2, 3, 1)
+        return {"a": a, "b": b.T}
+
+    def _maybe(self, role: str) -> Tensor | None:
+        return self._read(role) if role in self._tensors else None
+
+    def _read(self, role: str) -> Tensor:
+        """A tensor of the file in float64, all of it finite in float32."""
+        return read_float32(self._handle, self._tensors[role], self._module.path).double()
 
 
 def read_float32(handle: BinaryIO, entry: TensorEntry, module: str) -> Tensor:
@@ -79,15 +152,27 @@ def read_float32(handle: BinaryIO, entry: TensorEntry, module: str) -> Tensor:
     return value
 
 
-def _check_finite(value: Tensor, entry: TensorEntry, module: str) -> None:
+def _whole(side: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return side if isinstance(side, Tensor) else side[0] @ side[1]
+
+
+def _acts(parts: dict[str, Tensor]) -> bool:
+    """Whether a module does anything: a product is zero where one factor is; magnitudes always do something."""
+    if "m" in parts or any(parts[name].any() for name in ("bias", "weight", "delta") if name in parts):
+        return True
+    factors = [part for name, part in parts.items() if name not in ("bias", "weight", "delta")]
+    return bool(factors) and all(part.any() for part in factors)
+
+
+def _check_finite(value: Tensor, entry: TensorEntry, module: str, what: str = "") -> None:
     if not torch.isfinite(value).all():
         raise Refused(
             "non_finite",
-            f"{entry.name!r} of {module} holds NaN, Inf or a value outside float32",
+            f"{what}{entry.name!r} of {module} holds NaN, Inf or a value outside float32",
             {"module": module, "key": entry.name},
         )
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The numbers of a contiguous tensor."""
-    return memoryview(tensor.numpy().data).cast("B")
+    """The numbers of a tensor."""
+    return memoryview(tensor.contiguous().numpy().data).cast("B")

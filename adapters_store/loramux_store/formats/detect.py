@@ -107,11 +107,11 @@ def _read(modules: Sequence[RawModule], layout: Layout, bare: str | None) -> _Re
             loose.append(raw)
         elif path in reading.matched:
             reading.twice.append((path, raw.stem))
-        elif fault := misfit(raw, layout.modules[path]):
+        elif fault := misfit(raw, layout.targets[path]):
             reading.misfits.append((path, fault))
         else:
             reading.matched[path] = raw
-            reading.exact = reading.exact and fits_exactly(raw, layout.modules[path])
+            reading.exact = reading.exact and fits_exactly(raw, layout.targets[path])
     reading.matched = dict(sorted(reading.matched.items()))
     return reading
 
@@ -232,7 +232,7 @@ def _shape_fault(nearest: _Reading, readings: list[_Reading]) -> Refused:
     hint = _other_encoder(path, fault, readings)
     return Refused(
         "shape_mismatch",
-        f"nearest is {nearest.name}: the {fault.role} factor of {path} has shape "
+        f"nearest is {nearest.name}: {fault.key!r} of {path} has shape "
         f"{list(fault.got)}, expected {list(fault.expected)}{hint}",
         {
             "module": path,
@@ -250,7 +250,7 @@ def _other_encoder(path: str, fault: Misfit, readings: list[_Reading]) -> str:
     other = {"text_encoder": "text_encoder_2", "text_encoder_2": "text_encoder"}.get(component)
     for reading in readings:
         spec = reading.layout.modules.get(f"{other}.{tail}")
-        size = spec.shape[1 if fault.role == "down" else 0] if spec else None
-        if size is not None and size == fault.got[1 if fault.role == "down" else 0]:
+        axis = 1 if fault.role == "down" else 0
+        if spec and fault.role in ("down", "up") and spec.shape[axis] == fault.got[axis]:
             return f"; it looks like {other} of {reading.layout.name}"
     return ""

@@ -1,4 +1,4 @@
-"""Files that are something else: other model families, kinds not accepted yet, no adapter at all.
+"""Files that are something else: other model families, kinds not accepted, no adapter at all.
 
 Takes tensor names and shapes; gives a Refused that says what the file is, or None. Knows no
 layouts: what is left is tried against those.
@@ -49,8 +49,11 @@ _MESSAGES = {
     "vae": "a VAE, not an adapter",
     "hypernetwork": "a hypernetwork, not a LoRA",
     "embedding": "an embedding beside a LoRA: push it in a file of its own",
-    "dora": "a DoRA: without its magnitudes it would be another adapter",
     "set_weight": "weights that overwrite the base's",
+    "ia3": "an IA3 adapter, whose delta depends on the base",
+    "glora": "a GLoRA, whose delta depends on the base",
+    "oft": "an OFT adapter, which turns the base's weights",
+    "boft": "a BOFT adapter, which turns the base's weights",
 }
 
 
@@ -78,9 +81,10 @@ def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[s
 
 
 def refuse_kinds(keys: Iterable[Key], tensors: Mapping[str, TensorEntry]) -> None:
-    """Raise for the first tensor of a kind that is not accepted yet; DoRA before all others."""
-    others = sorted((key for key in keys if not key.role), key=lambda key: key.kind != "dora")
-    for key in others:
+    """Raise for the first tensor of a kind that is not accepted."""
+    for key in keys:
+        if key.role:
+            continue
         kind = key.kind
         if kind == "oft" and len(tensors[key.name].shape) == 4:
             kind = "boft"
@@ -91,7 +95,7 @@ def _kind(kind: str, name: str) -> Refused:
     what = _MESSAGES.get(kind, f"a tensor of the kind {kind}")
     return Refused(
         f"unsupported_kind:{kind}",
-        f"{name!r} is part of {what}; it is not accepted yet",
+        f"{name!r} is part of {what}; it is not accepted",
         {"key": name, "kind": kind},
     )
 

@@ -14,13 +14,13 @@ __all__ = ["Key", "split_key"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """role: down, up, mid, alpha, scale, or "" for a tensor of a kind not accepted yet."""
+    """role: what the tensor is to its module, or "" for a tensor of a kind that is not accepted."""
 
     name: str
     stem: str
     role: str
     family: str
-    kind: str = "lora"
+    kind: str = ""
     infix: str = ""
 
 
@@ -28,37 +28,32 @@ _ROLES: dict[str, tuple[str, str]] = {
     "lora_down.weight": ("down", "kohya"),
     "lora_up.weight": ("up", "kohya"),
     "lora_mid.weight": ("mid", "kohya"),
-    "alpha": ("alpha", ""),
-    "scale": ("scale", ""),
+    "lora_up.bias": ("up_bias", "kohya"),
     "lora_A.weight": ("down", "peft"),
     "lora_B.weight": ("up", "peft"),
+    "lora_B.bias": ("up_bias", "peft"),
     "lora_A": ("down", "peft"),
     "lora_B": ("up", "peft"),
     "lora.down.weight": ("down", "diffusers"),
     "lora.up.weight": ("up", "diffusers"),
     "lora_linear_layer.down.weight": ("down", "diffusers"),
     "lora_linear_layer.up.weight": ("up", "diffusers"),
-}
+    "alpha": ("alpha", ""),
+    "scale": ("scale", ""),
+    "dora_scale": ("dora_scale", ""),
+    "lora_magnitude_vector": ("magnitude", ""),
+    "lora_magnitude_vector.weight": ("magnitude", ""),
+    "diff": ("diff", "full"),
+    "diff_b": ("diff_b", "full"),
+    **{
+        name: (name, "lycoris")
+        for name in (
+            "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a",
+            "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "w_norm", "b_norm",
+        )
+    },
+}  # fmt: skip
 _KINDS: dict[str, str] = {
-    **dict.fromkeys(
-        ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), "loha"
-    ),
-    **dict.fromkeys(
-        (
-            "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
-            "lokr_t1", "lokr_t2",
-        ),
-        "lokr",
-    ),
-    **dict.fromkeys(
-        ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight"), "dora"
-    ),
-    "diff": "full",
-    "diff_b": "bias",
-    "lora_B.bias": "bias",
-    "lora_up.bias": "bias",
-    "w_norm": "norm",
-    "b_norm": "norm",
     "set_weight": "set_weight",
     "reshape_weight": "set_weight",
     "on_input": "ia3",
@@ -68,8 +63,11 @@ _KINDS: dict[str, str] = {
     **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "oft_R.weight", "rescale"), "oft"),
     **dict.fromkeys(("boft_R", "boft_s"), "boft"),
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "lora_embedding"),
+}
+_INFIXED = {
+    "lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B",
+    *(name for name in _ROLES if name.startswith(("hada_", "lokr_"))),
 }  # fmt: skip
-_INFIXED = {"lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B"}
 _OLD_ATTENTION = re.compile(r"(?P<stem>.+?)(?:\.processor)?\.to_(?P<proj>q|k|v|out)_lora\.(?P<end>down|up)\.weight\Z")
 
 

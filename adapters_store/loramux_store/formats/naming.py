@@ -14,6 +14,8 @@ from loramux_store.layout import Layout
 __all__ = ["NameTable", "name_table", "spellings", "strip_wrappers"]
 
 _WRAPPERS = ("base_model.model.", "model.")
+_OMI = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+"""Text encoders in the names of the Open Model Initiative, which OneTrainer also writes."""
 
 
 def strip_wrappers(stem: str) -> str:
@@ -30,8 +32,8 @@ class NameTable:
         self.layout = layout
         self._full: dict[str, str | None] = {}
         self._bare: dict[str, dict[str, str | None]] = {name: {} for name in layout.components}
-        sgm = sgm_paths(path.removeprefix("unet.") for path in layout.modules if path.startswith("unet."))
-        for path in layout.modules:
+        sgm = sgm_paths(path.removeprefix("unet.") for path in layout.targets if path.startswith("unet."))
+        for path in layout.targets:
             component, _, tail = path.partition(".")
             for name in spellings(tail):
                 _add(self._full, f"{component}.{name}", path)
@@ -52,6 +54,7 @@ class NameTable:
             _add(self._full, f"lycoris_{flat}", path)
         if sgm:
             _add(self._full, f"diffusion_model.{sgm}", path)
+            _add(self._full, f"unet.{sgm}", path)  # OMI
 
     def _add_text_encoder(self, component: str, tail: str, path: str) -> None:
         # kohya numbers the encoders only where there are two
@@ -59,6 +62,7 @@ class NameTable:
         prefix = "lora_te2_" if component == "text_encoder_2" else f"lora_te{'1' if both else ''}_"
         for name in spellings(tail):
             _add(self._full, prefix + name.replace(".", "_"), path)
+            _add(self._full, f"{_OMI[component]}.{name}", path)
 
 
 def spellings(tail: str) -> tuple[str, ...]:

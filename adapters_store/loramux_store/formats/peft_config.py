@@ -22,7 +22,7 @@ _FIELD = "options.peft_config"
 # Initialisations that also change the base weights: the adapter alone is not what was trained.
 _MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields that change what the tensors are applied to, or how.
-_REFUSED = ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters")
+_REFUSED = ("layer_replication", "trainable_token_indices", "target_parameters")
 _LITERAL = re.compile(r"\^?(?:[A-Za-z0-9_\-]|\\?\.)+\Z")
 # Characters, classes and alternatives with at most two open repeats: no pattern that backtracks
 # for longer than a module name is long, squared.
@@ -56,6 +56,7 @@ class PeftConfig:
     r: float | None
     lora_alpha: float | None
     use_rslora: bool
+    use_dora: bool
     ranks: _Patterns
     alphas: _Patterns
     warnings: tuple[str, ...] = field(default=())
@@ -102,8 +103,10 @@ def _config(body: Mapping[str, Any]) -> PeftConfig:
     warnings = () if not body.get("fan_in_fan_out") else ("fan_in_fan_out: has no effect here",)
     return PeftConfig(
         _number(body, "r"),
-        _number(body, "lora_alpha"),
+        # LoHa and LoKr call it alpha
+        _number(body, "lora_alpha" if "lora_alpha" in body else "alpha"),
         _flag(body, "use_rslora"),
+        _flag(body, "use_dora"),
         _patterns(body, "rank_pattern"),
         _patterns(body, "alpha_pattern"),
         warnings,
@@ -112,11 +115,11 @@ def _config(body: Mapping[str, Any]) -> PeftConfig:
 
 def _refuse_kinds(body: Mapping[str, Any]) -> None:
     kind = body.get("peft_type", "LORA")
-    if not isinstance(kind, str) or kind.upper() != "LORA":
+    if not isinstance(kind, str) or kind.upper() not in ("LORA", "LOHA", "LOKR"):
         raise _unsupported(str(kind).lower()[:40], "peft_type")
     for name in _REFUSED:
         if body.get(name):
-            raise _unsupported("dora" if name == "use_dora" else name, name)
+            raise _unsupported(name, name)
     start = body.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_MUTATING):
         raise _unsupported(start.lower()[:40], "init_lora_weights")
@@ -125,7 +128,7 @@ def _refuse_kinds(body: Mapping[str, Any]) -> None:
 def _unsupported(kind: str, field: str) -> Refused:
     return Refused(
         f"unsupported_kind:{kind}",
-        f"adapter_config {field} says {kind}: it is not accepted yet",
+        f"adapter_config {field} says {kind}: it is not accepted",
         {"key": field, "kind": kind},
     )
 

@@ -1,16 +1,18 @@
 """All that is to be known of a file before its factors are touched.
 
-Takes a Container, the options and the layouts; gives a Plan: which tensors become the rank rows of
-which module, with what scale, and the accept report. Knows no tensor values but the scalars.
+Takes a Container, the options and the layouts; gives a Plan: which tensors become the rank rows or the side operation
+of which module, with what scale, and the accept report. Knows no tensor values but the scalars.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from loramux_store.errors import Refused
 from loramux_store.formats.detect import Choice, choose
+from loramux_store.formats.fit import magnitude_axis
+from loramux_store.formats.operation import Operation, operation_of
 from loramux_store.formats.read import Contents, RawModule, read_contents
 from loramux_store.formats.scaling import Scaling
 from loramux_store.header import Container
@@ -27,6 +29,8 @@ class PlannedModule:
     path: str
     spec: ModuleSpec
     raw: RawModule
+    operation: Operation
+    alpha: float
     scale: float
 
 
@@ -53,25 +57,38 @@ def make_plan(
         raise Refused("family_unknown", "the file touches no module")
     scaling = Scaling(options, container.metadata)
     with container.path.open("rb") as handle:
-        scales = {path: scaling.of(handle, raw, path) for path, raw in choice.matched.items()}
-    report = _report(contents, choice, scales, scaling.finish())
-    modules = tuple(
-        PlannedModule(path, choice.layout.modules[path], raw, scales[path][1]) for path, raw in choice.matched.items()
-    )
+        modules = tuple(
+            _planned(path, raw, choice, scaling.of(handle, raw, path)) for path, raw in choice.matched.items()
+        )
+    decomposed = any(module.operation.axis for module in modules)
+    report = _report(contents, choice, modules, scaling.finish(decomposed=decomposed))
     return Plan(container, choice.layout, modules, report)
 
 
+def _planned(path: str, raw: RawModule, choice: Choice, scale: tuple[float, float]) -> PlannedModule:
+    spec = choice.layout.targets[path]
+    return PlannedModule(path, spec, raw, operation_of(raw, spec, magnitude_axis(raw, spec)), *scale)
+
+
 def _report(
-    contents: Contents,
-    choice: Choice,
-    scales: Mapping[str, tuple[float, float]],
-    warnings: tuple[str, ...],
+    contents: Contents, choice: Choice, modules: tuple[PlannedModule, ...], warnings: tuple[str, ...]
 ) -> AcceptReport:
     matched = tuple(
-        MatchedModule(path, choice.layout.modules[path].kind, raw.rank, *scales[path])
-        for path, raw in choice.matched.items()
+        MatchedModule(
+            module.path,
+            module.spec.kind,
+            module.operation.rank,
+            module.alpha,
+            module.scale,
+            module.raw.kind,
+            module.operation.text,
+            module.operation.axis,
+            module.operation.side_values,
+        )
+        for module in modules
     )
-    ignored = (*contents.ignored, *choice.ignored)
+    useless = tuple(useless for module in modules for useless in _useless(module.raw))
+    ignored = (*contents.ignored, *choice.ignored, *useless)
     if ignored:
         warnings = (*warnings, f"ignored: {len(ignored)} tensors, among them {ignored[0][0]}")
     return AcceptReport(
@@ -83,3 +100,14 @@ def _report(
         ignored=ignored,
         warnings=(*choice.warnings, *warnings),
     )
+
+
+def _useless(raw: RawModule) -> Iterator[tuple[str, str]]:
+    """Scalars beside a delta that they do not scale, with the reason."""
+    reasons = {
+        "alpha": (("full", "norm", "bias"), "a full difference has no rank to divide it by"),
+        "scale": (("norm", "bias"), "differences of biases and normalisations are taken as they are"),
+    }
+    for role, (kinds, why) in reasons.items():
+        if role in raw.tensors and raw.kind in kinds:
+            yield raw.tensors[role].name, why

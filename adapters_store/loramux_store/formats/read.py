@@ -11,29 +11,30 @@ from dataclasses import dataclass
 
 from loramux_store.errors import Refused
 from loramux_store.formats.foreign import refuse_families, refuse_kinds, refuse_other_objects
+from loramux_store.formats.kinds import alpha_rank, check_module, kind_of
 from loramux_store.formats.leaf import Key, split_key
 from loramux_store.formats.naming import strip_wrappers
 from loramux_store.header import Container, TensorEntry
 
-__all__ = ["MAX_RANK", "Contents", "RawModule", "read_contents"]
+__all__ = ["Contents", "RawModule", "read_contents"]
 
-MAX_RANK = 4096
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_FACTORS = ("down", "up", "mid")
+_SCALARS = ("alpha", "scale")
 
 
 @dataclass(frozen=True, slots=True)
 class RawModule:
-    """One module's tensors by role (down, up, mid, alpha, scale)."""
+    """One module's tensors by role (see leaf.py); kind: lora, loha, lokr, full, norm or bias."""
 
     stem: str
     family: str
+    kind: str
     tensors: Mapping[str, TensorEntry]
 
     @property
-    def rank(self) -> int:
-        """Rows of the down factor."""
-        return self.tensors["down"].shape[0]
+    def rank(self) -> int | None:
+        """What alpha is divided by; None where nothing is low-rank."""
+        return alpha_rank(self.kind, self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,52 +114,22 @@ def _group(keys: Iterable[Key]) -> dict[str, dict[str, Key]]:
 
 
 def _module(stem: str, group: Mapping[str, Key], container: Container) -> RawModule:
-    for role in ("down", "up"):
-        if role not in group:
-            shown = next(iter(group.values())).name
-            raise Refused(
-                "incomplete_pair",
-                f"{stem!r} has {shown!r} but no {role} factor",
-                {"module": stem, "missing": role, "key": shown},
-            )
     tensors = {role: container.tensors[key.name] for role, key in group.items()}
-    for role in _FACTORS:
-        if role in tensors:
-            _check_factor(stem, tensors[role])
-    _check_rank(stem, tensors)
-    family = next(key.family for key in group.values() if key.family)
-    return RawModule(stem, family, tensors)
+    names = {role: key.name for role, key in group.items()}
+    kind = kind_of(stem, names, {role: entry.shape for role, entry in tensors.items()})
+    for role, entry in tensors.items():
+        if role not in _SCALARS:
+            _check_dtype(stem, entry)
+    check_module(stem, kind, tensors)
+    # a bias beside factors does not make them a full difference
+    family = min({key.family for key in group.values()} - {"", "full"}, default="full")
+    return RawModule(stem, family, kind, tensors)
 
 
-def _check_factor(stem: str, entry: TensorEntry) -> None:
+def _check_dtype(stem: str, entry: TensorEntry) -> None:
     if entry.dtype not in _FLOATS:
         raise Refused(
             "unsupported_dtype",
             f"{entry.name!r} has dtype {entry.dtype}, expected one of {', '.join(sorted(_FLOATS))}",
             {"module": stem, "key": entry.name, "dtype": entry.dtype},
-        )
-    if len(entry.shape) not in (2, 4):
-        raise Refused(
-            "shape_mismatch",
-            f"{entry.name!r} has shape {list(entry.shape)}, expected 2 or 4 dimensions",
-            {"module": stem, "key": entry.name, "got": str(list(entry.shape)), "expected": "2-D, 4-D"},
-        )
-
-
-def _check_rank(stem: str, tensors: Mapping[str, TensorEntry]) -> None:
-    down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
-    rank = down.shape[0]
-    ranks = [up.shape[1], *(mid.shape[:2] if mid else ())]
-    if rank < 1 or any(other != rank for other in ranks):
-        raise Refused(
-            "rank_mismatch",
-            f"{stem!r}: down factor {list(down.shape)} has rank {rank}, "
-            f"up factor {list(up.shape)} has rank {up.shape[1]}" + (f", mid is {list(mid.shape)}" if mid else ""),
-            {"module": stem, "key": up.name, "expected": str(rank), "got": str(ranks)},
-        )
-    if rank > MAX_RANK:
-        raise Refused(
-            "rank_too_large",
-            f"{stem!r} has rank {rank}, allowed are {MAX_RANK}",
-            {"module": stem, "key": down.name, "got": str(rank), "limit": str(MAX_RANK)},
         )

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from loramux_store.errors import Refused
 from loramux_store.header import TensorEntry
 
-__all__ = ["read_scalar"]
+__all__ = ["peek_scalar", "read_scalar"]
 
 _STRUCT = {
     "F64": "<d", "F32": "<f", "F16": "<e", "U8": "<B", "I8": "<b", "U16": "<H", "I16": "<h",
@@ -22,15 +22,8 @@ _STRUCT = {
 
 
 def read_scalar(handle: BinaryIO, entry: TensorEntry, module: str) -> float:
-    """The value of a tensor of shape [] or [1], of any real dtype."""
-    if entry.shape not in ((), (1,)) or entry.dtype in ("BOOL", "C64"):
-        raise Refused(
-            "alpha_bad_shape",
-            f"{entry.name!r} is {entry.dtype} of shape {list(entry.shape)}, expected one number",
-            {"module": module, "key": entry.name, "got": str(list(entry.shape)), "expected": "[]"},
-        )
-    handle.seek(entry.begin)
-    value = _decode(handle.read(entry.end - entry.begin), entry)
+    """The value of a tensor of shape [] or [1], of any real dtype; finite."""
+    value = peek_scalar(handle, entry, module)
     if not math.isfinite(value):
         raise Refused(
             "alpha_non_finite",
@@ -38,6 +31,18 @@ def read_scalar(handle: BinaryIO, entry: TensorEntry, module: str) -> float:
             {"module": module, "key": entry.name, "got": str(value)},
         )
     return value
+
+
+def peek_scalar(handle: BinaryIO, entry: TensorEntry, module: str) -> float:
+    """The same, whatever it is."""
+    if entry.shape not in ((), (1,)) or entry.dtype in ("BOOL", "C64"):
+        raise Refused(
+            "alpha_bad_shape",
+            f"{entry.name!r} is {entry.dtype} of shape {list(entry.shape)}, expected one number",
+            {"module": module, "key": entry.name, "got": str(list(entry.shape)), "expected": "[]"},
+        )
+    handle.seek(entry.begin)
+    return _decode(handle.read(entry.end - entry.begin), entry)
 
 
 def _decode(raw: bytes, entry: TensorEntry) -> float:

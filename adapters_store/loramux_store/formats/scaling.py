@@ -1,4 +1,4 @@
-"""What each module's B A is multiplied by.
+"""What each module's delta is multiplied by.
 
 Takes the modules, the file's scalars and the interpretation options; gives (alpha, scale) for each
 module and warnings. An alpha of 0 is taken literally. Knows no factors.
@@ -15,7 +15,7 @@ from loramux_store.errors import InvalidArgument, Refused
 from loramux_store.formats.naming import spellings
 from loramux_store.formats.peft_config import PeftConfig, parse_config, parse_metadata
 from loramux_store.formats.read import RawModule
-from loramux_store.formats.scalar import read_scalar
+from loramux_store.formats.scalar import peek_scalar, read_scalar
 from loramux_store.record import InterpretOptions
 
 __all__ = ["OUTLIER", "Scaling"]
@@ -53,7 +53,7 @@ class Scaling:
         if abs(scale) > _FLOAT32_MAX or abs(alpha) > _FLOAT32_MAX:
             raise Refused(
                 "alpha_non_finite",
-                f"{path}: alpha {alpha} over rank {raw.rank} is outside float32",
+                f"{path}: alpha {alpha}, scale {scale} is outside float32",
                 {"module": path, "got": str(alpha)},
             )
         if scale == 0:
@@ -62,8 +62,11 @@ class Scaling:
             self._warn("scale_outlier", f"{path} is scaled by {scale:g}")
         return alpha, scale
 
-    def finish(self) -> tuple[str, ...]:
-        """All warnings, also of options that nothing used."""
+    def finish(self, *, decomposed: bool) -> tuple[str, ...]:
+        """All warnings, also of options that nothing used; decomposed: whether any module has magnitudes."""
+        configs = filter(None, (self.given, *self.stored.values()))
+        if not decomposed and any(config.use_dora for config in configs):
+            self._warn("dora_without_magnitudes", "the config says use_dora, the file has no magnitudes")
         if self.given and not self._config_used:
             self._warn("peft_config_unused", "no module takes its scale from the config given")
         if self.options.alpha is not None and not self._alpha_used:
@@ -72,24 +75,50 @@ class Scaling:
 
     def _of(self, handle: BinaryIO, raw: RawModule, path: str) -> tuple[float, float]:
         rank = raw.rank
+        if raw.kind in ("norm", "bias"):
+            return 1.0, 1.0
         if entry := raw.tensors.get("scale"):
             scale = read_scalar(handle, entry, path)
-            return scale * rank, scale
+            return scale * (rank or 1), scale
+        if raw.kind == "full":
+            return 1.0, 1.0
+        if rank is None:
+            return self._whole(handle, raw, path)
         if entry := raw.tensors.get("alpha"):
             alpha = read_scalar(handle, entry, path)
             return alpha, alpha / rank
-        config = self._config(path) if raw.family == "peft" else None
+        config = self._config(path) if raw.family in ("peft", "lycoris") else None
         inside = spellings(path.partition(".")[2])
         alpha = config.alpha(*inside) if config else None
         if config and alpha is not None:
             claimed = config.rank(*inside)
-            if claimed is not None and claimed != rank:
+            # a PEFT LoKr of a small layer has the rank of its smaller side
+            if claimed is not None and claimed != rank and raw.kind != "lokr":
                 self._warn(
                     "config_contradicts_shapes",
                     f"{path} has rank {rank}, its config says {claimed:g}; the shapes win",
                 )
             return alpha, alpha / (math.sqrt(rank) if config.use_rslora else rank)
-        return self._unsaid(raw, path)
+        return self._unsaid(raw, rank, path)
+
+    def _whole(self, handle: BinaryIO, raw: RawModule, path: str) -> tuple[float, float]:
+        """A Kronecker product of two whole sides: 1 as LyCORIS has it, alpha / r where a PEFT config says so.
+
+        Its alpha may be anything, even infinite: LyCORIS users set dimensions beyond float16.
+        """
+        if entry := raw.tensors.get("alpha"):
+            alpha = peek_scalar(handle, entry, path)
+            dim = self.metadata.get("ss_network_dim", "")
+            if math.isfinite(alpha) and dim.replace(".", "", 1).isdigit() and float(dim) != alpha:
+                self._warn(
+                    "lokr_scale_ambiguous",
+                    f"{path} has whole sides, alpha {alpha:g} and ss_network_dim {dim[:40]}; its scale is taken as 1",
+                )
+            return 1.0, 1.0
+        config = self._config(path)
+        inside = spellings(path.partition(".")[2])
+        alpha, rank = (config.alpha(*inside), config.rank(*inside)) if config else (None, None)
+        return (1.0, 1.0) if not alpha or not rank else (alpha, alpha / rank)
 
     def _config(self, path: str) -> PeftConfig | None:
         if self.given:
@@ -97,17 +126,17 @@ class Scaling:
             return self.given
         return self.stored.get(path.partition(".")[0]) or self.stored.get("")
 
-    def _unsaid(self, raw: RawModule, path: str) -> tuple[float, float]:
+    def _unsaid(self, raw: RawModule, rank: int, path: str) -> tuple[float, float]:
         if self.options.alpha is not None:
             self._alpha_used = True
             alpha = self.options.alpha
         elif raw.family != "kohya" and (text := self.metadata.get("alpha")):
             alpha = self._from_metadata(text, path)
         else:
-            if raw.family == "peft":
+            if raw.family in ("peft", "lycoris"):
                 self._warn("alpha_assumed", f"{path} says no alpha; assumed is its rank")
-            alpha = float(raw.rank)
-        return alpha, alpha / raw.rank
+            alpha = float(rank)
+        return alpha, alpha / rank
 
     def _from_metadata(self, text: str, path: str) -> float:
         try:
