@@ -98,6 +98,7 @@ class App:
             self.metrics,
             version=self.version,
             pool_bytes=settings.pool_bytes,
+            side_bytes=settings.side_bytes,
             prompt_cache_bytes=settings.prompt_cache_bytes,
             cross_attention_cache_bytes=settings.cross_attention_cache_bytes,
             impl=impl,

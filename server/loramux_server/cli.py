@@ -36,6 +36,7 @@ def serve(
     max_queue: int | None = None,
     max_side: int | None = None,
     pool_bytes: int | None = None,
+    side_bytes: int | None = None,
     prompt_cache_bytes: int | None = None,
     cross_attention_cache_bytes: int | None = None,
     drain_seconds: float | None = None,
@@ -82,6 +83,9 @@ def serve(
         Largest width and height in pixels. Default: 1024.
     pool_bytes:
         Bytes of device memory for rank rows. Default: 2 GiB.
+    side_bytes:
+        Most bytes of device memory for adapters without cheap rank rows, such as LoKr and full differences; none is
+        taken before one is used. Default: 2 GiB.
     prompt_cache_bytes:
         Bytes of device memory for embeddings of prompts; 0 keeps none. Default: 64 MiB.
     cross_attention_cache_bytes:

@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     max_queue: int = Field(default=256, ge=1, description="Most pictures waiting or running.")
     max_side: int = Field(default=1024, ge=64, description="Largest width and height, in pixels.")
     pool_bytes: int = Field(default=2 << 30, ge=1 << 20, description="Bytes of device memory for rank rows.")
+    side_bytes: int = Field(
+        default=2 << 30,
+        ge=0,
+        description="Most bytes of device memory for adapters without cheap rank rows: LoKr, full differences.",
+    )
     prompt_cache_bytes: int = Field(
         default=64 << 20, ge=0, description="Bytes of device memory for embeddings of prompts; 0 keeps none."
     )

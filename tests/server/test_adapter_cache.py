@@ -21,21 +21,23 @@ from loramux_server.metrics import Metrics
 from loramux_store.record import Embedding
 
 
-def version(name: str, rank: int) -> Any:
-    return SimpleNamespace(digest=name, adapter=name, number=1, ranks={"p": rank}, embedding=None)
-
-
 def embedding(name: str) -> Any:
     """Of 3 vectors of width 8: 96 bytes."""
     found = Embedding(name, 3, {"text_encoder": 8})
-    return SimpleNamespace(digest=name, adapter=name, number=1, ranks={}, embedding=found)
+    return SimpleNamespace(digest=name, adapter=name, number=1, report=SimpleNamespace(matched=[]), embedding=found)
+
+
+def version(name: str, rank: int) -> Any:
+    report = SimpleNamespace(matched=[SimpleNamespace(module="p", rank=rank)])
+    return SimpleNamespace(digest=name, adapter=name, number=1, report=report, embedding=None)
 
 
 class Pool:
     """A cache over one layer group of so many rows, whose loader is quick."""
 
     def __init__(self, rows: int) -> None:
-        group = SimpleNamespace(name="g", rows=RowAllocator(rows + 1), layers={"p": None}, write=lambda *_: None)
+        group = SimpleNamespace(name="g", rooms={"g": RowAllocator(rows + 1)}, paths=["p"], write=lambda *_: None)
+        group.needs = lambda modules: {"g": max(module.rank for module in modules)}
         self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics(), 512, torch.device("cpu"))
 
     def ask(self, **ranks: int) -> "Future[Lease]":

@@ -1,24 +1,18 @@
-"""Weights by part of the base and by progress, and a blend of its own for the unconditional row.
+"""Weights by part of the base and by progress, and a blend of its own for the unconditional row."""
 
-The reference is dense: W0 + sum_i s_i B_i A_i written into diffusers' models for every row and every step. diffusers'
-own weights by block leave convolutions at 1, and it has no schedules.
-"""
-
-from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from dense_reference import Change, Dense
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor
 
-from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, factor_at
+from loramux_server.engine.blends import EVERYWHERE, NOTHING, Added, PlacedBlend, factor_at
 from loramux_server.engine.lora_layers import block_of
 from loramux_server.errors import Incompatible, InvalidRequest
 from loramux_server.requests import BlendEntry, GenerationRequest, PartWeights, Sampler, Weighted
@@ -61,13 +55,14 @@ def test_a_schedule_never_leaves_its_points(schedule: list[tuple[float, float]],
 
 
 def test_rows_that_are_off_are_left_out() -> None:
-    rows = {"unet.attention": (3, 4), "text_encoder": (1,)}
+    rows = {"unet.attention": (3, 4), "unet.attention input scales": (7,), "text_encoder": (1,)}
     parts = PartWeights(unet=0.5, text_encoder=0.0, blocks=(("mid", 0.0), ("up.0", 2.0)))
     blend = PlacedBlend(((Weighted(None, 0.8, parts, RANGE), rows),))  # pyright: ignore[reportArgumentType]
     on = blend.at(0.5, ["unet.attention"])["unet.attention"]
-    assert on == {EVERYWHERE: ((3, 0.4), (4, 0.4)), "mid": (), "up.0": ((3, 0.8), (4, 0.8))}
-    assert blend.at(0.0, ["unet.attention"])["unet.attention"] == {EVERYWHERE: (), "mid": (), "up.0": ()}
-    assert blend.in_text_encoder("text_encoder") == ()
+    half, whole = (Added(rows=((3, scale), (4, scale)), inputs=((7, scale),)) for scale in (0.4, 0.8))
+    assert on == {EVERYWHERE: half, "mid": NOTHING, "up.0": whole}
+    assert set(blend.at(0.0, ["unet.attention"])["unet.attention"].values()) == {NOTHING}
+    assert blend.in_text_encoder("text_encoder") == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -87,79 +82,24 @@ def test_blocks_of_paths(path: str, block: str) -> None:
 # pictures
 
 
-class Dense:
-    """diffusers' models with a blend written into their weights."""
-
-    def __init__(self, base: Path, adapters: Sequence[Any]) -> None:
-        self.pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, dtype=torch.float32)
-        self.files = {a.name: load_file(a.file) for a in adapters}
-
-    def written(self, model: torch.nn.Module, component: str, scales: dict[str, Any]) -> torch.nn.Module:
-        """A copy with W0 + sum s B A; scales: adapter to a function of the module path."""
-        model = deepcopy(model)
-        for name, scale_of in scales.items():
-            for key in self.files[name]:
-                path = key.removesuffix(".lora_A.weight")
-                if path == key or not path.startswith(f"{component}."):
-                    continue
-                module = _module(model, path.removeprefix(f"{component}."))
-                a, b = self.files[name][key].double(), self.files[name][f"{path}.lora_B.weight"].double()
-                delta = (b.flatten(1) @ a.flatten(1)).view(module.weight.shape)
-                weight = module.weight.data.double() + scale_of(path) * ALPHA[name] * delta
-                module.weight.data = weight.float()
-        return model
-
-    @torch.inference_mode()
-    def draw(self, request: GenerationRequest) -> np.ndarray:
-        pipe = self.pipe
-        scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-        scheduler.set_timesteps(STEPS)
-        negative = request.blend if request.negative_blend is None else request.negative_blend
-        rows = [(request.negative_prompt, negative), (request.prompt, request.blend)]
-        texts = [self._text(text, blend) for text, blend in rows]
-        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(request.seed))
-        for step, t in enumerate(scheduler.timesteps):
-            one, other = (
-                self._unet(blend, step / STEPS)(latents, t, text).sample
-                for (_, blend), text in zip(rows, texts, strict=True)
-            )
-            latents = scheduler.step(one + request.guidance_scale * (other - one), t, latents).prev_sample
-        decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample[0]
-        return ((decoded / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-
-    def _text(self, text: str, blend: Sequence[BlendEntry]) -> torch.Tensor:
-        scales = {e.adapter: lambda path, e=e: (e.weight or 0) * e.parts.text_encoder for e in blend}
-        encoder = self.written(self.pipe.text_encoder, "text_encoder", scales)
-        return encoder(self.pipe.tokenizer(text, padding="max_length", return_tensors="pt").input_ids).last_hidden_state
-
-    def _unet(self, blend: Sequence[BlendEntry], progress: float) -> Any:
-        def scale(path: str, entry: BlendEntry) -> float:
-            block = dict(entry.parts.blocks).get(block_of(path), 1.0)
-            return (entry.weight or 0) * entry.parts.unet * factor_at(entry.schedule, progress) * block
-
-        return self.written(self.pipe.unet, "unet", {e.adapter: lambda path, e=e: scale(path, e) for e in blend})
-
-
-ALPHA = {"everything": 1.0, "attention": 1.0, "convolution": 1.0}
-"""alpha / rank of the adapters, filled in by the fixture."""
-
-
-def _module(model: torch.nn.Module, path: str) -> Any:
-    """transformers 5 builds CLIP without the level that files spell out."""
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return model.get_submodule(path.removeprefix("text_model."))
-
-
 @pytest.fixture
 def dense(server: Any, tiny_base: Path, three_adapters: Any, tmp_path: Path) -> Dense:
-    adapters = three_adapters(tiny_base, tmp_path, 0.5)
-    for adapter in adapters:
+    changes: dict[str, dict[str, Change]] = {}
+    for adapter in three_adapters(tiny_base, tmp_path, 0.5):
         spec = UploadSpec(name=adapter.name, validate_only=True)
         report = server.app.store.publish(adapter.file, spec).report
-        (ALPHA[adapter.name],) = {m.scale for m in report.matched}
-    return Dense(tiny_base, adapters)
+        (scale,) = {m.scale for m in report.matched}
+        changes[adapter.name] = _changes(load_file(adapter.file), scale)
+    return Dense(tiny_base, changes)
+
+
+def _changes(tensors: dict[str, Tensor], scale: float) -> dict[str, Change]:
+    """scale B A of every module."""
+    found: dict[str, Change] = {}
+    for path in (key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")):
+        a, b = (tensors[f"{path}.lora_{side}.weight"].double().flatten(1) for side in "AB")
+        found[f"{path}.weight"] = lambda before, delta=scale * (b @ a): delta.view(before.shape)
+    return found
 
 
 E, A, C = "everything", "attention", "convolution"

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from loramux_kernels import ops
-from loramux_server.engine.fused_attention import FusedProjections
+from loramux_server.engine.blends import EVERYWHERE, NOTHING, Added
+from loramux_server.engine.fused_attention import FusedProjections, fuse_projections
+from loramux_server.engine.lora_layers import wrap
+from loramux_server.engine.module_factors import ModuleFactors
 from loramux_server.errors import BadSetting
 from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey
 
@@ -78,6 +82,32 @@ def test_q_k_v_are_one_operation(servers: dict[str, Any], monkeypatch: pytest.Mo
     monkeypatch.setattr(launch, "lora_qkv", counted)
     stepped(servers["triton"], [replace(REQUESTS[2], prompt="a dog")])
     assert sorted(calls) == sorted(len(module._layers) for module in fused)
+
+
+def test_scales_and_side_operations_go_with_fused_projections() -> None:
+    """An attention of which q has a decomposed LoRA and k a Kronecker product, beside their fused product."""
+
+    def attended(impl: ops.Impl, added: Added) -> torch.Tensor:
+        torch.manual_seed(0)
+        attention = Attention(32, heads=2, dim_head=16)
+        model = torch.nn.ModuleDict({"block": torch.nn.ModuleDict({"attn1": attention})})
+        group = wrap({"unet": model}, impl, side_bytes=1 << 20)["unet.attention"]
+        assert fuse_projections(model) == 1
+        group.open(32, torch.device("cpu"))
+        rank = {"a": torch.randn(2, 32), "b": torch.randn(2, 32), "m": torch.rand(32)}
+        sides = {"w1": torch.randn(4, 4), "w2": torch.randn(8, 8)}
+        paths = {"to_q": ModuleFactors(rank, 0.5, "output"), "to_k": ModuleFactors(sides, 0.5)}
+        owned = {group.name: (1, 2), f"{group.name} output scales": (1,), f"{group.name} side operations": (1,)}
+        group.write(owned, {f"unet.block.attn1.{name}": factors for name, factors in paths.items()})
+        with torch.inference_mode(), group.adding([{EVERYWHERE: added}, {EVERYWHERE: NOTHING}]):
+            return attention(torch.randn(2, 5, 32))
+
+    whole = Added(rows=((1, 0.7), (2, 0.7)), outputs=((1, 0.7),), sides=((1, 0.7),))
+    plain = attended("reference", NOTHING)
+    for added in (whole, replace(whole, sides=()), replace(whole, rows=(), outputs=())):
+        want, got = attended("reference", added), attended("triton", added)
+        assert float((want[0] - plain[0]).norm() / plain[0].norm()) > 0.02 and torch.equal(want[1], plain[1])
+        assert float((got - want).norm() / want.norm()) < 2e-6
 
 
 def test_forcing_triton_where_it_cannot_run_is_refused(

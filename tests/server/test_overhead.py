@@ -15,6 +15,7 @@ from loramux_kernels.pool import RowAllocator
 from loramux_server.bench.operations import operations
 from loramux_server.engine import adapter_cache
 from loramux_server.engine.adapter_cache import AdapterCache
+from loramux_server.engine.blends import EVERYWHERE, Added
 from loramux_server.engine.load_base import load_base
 from loramux_server.metrics import Metrics
 from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey, Weighted
@@ -35,7 +36,7 @@ def test_a_batch_without_adapters_launches_the_operations_of_the_base_as_loaded(
     assert launched[0] == launched[1] and launched[0].total() > 100
     assert torch.equal(*given)
     group = server.app.engine.groups["unet.attention"]
-    with group.adding([{"": ((1, 0.5),)}] * 4):
+    with group.adding([{EVERYWHERE: Added(((1, 0.5),))}] * 4):
         assert operations(lambda: wrapped(latents, 500, text)).total() > launched[0].total()
 
 
@@ -74,7 +75,8 @@ class Crowd:
     """A cache with so many residents of one row each, and room for no more."""
 
     def __init__(self, residents: int) -> None:
-        group = SimpleNamespace(name="g", rows=RowAllocator(residents + 1), layers={"p": None}, write=lambda *_: None)
+        group = SimpleNamespace(name="g", rooms={"g": RowAllocator(residents + 1)}, paths=["p"], write=lambda *_: None)
+        group.needs = lambda _: {"g": 1}
         self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics(), 512, torch.device("cpu"))
         for number in range(residents):
             self.cache.release(self.cache.request(cast("Any", [version(number)])).result(20))
@@ -99,8 +101,11 @@ class Crowd:
         return count
 
 
+REPORT = SimpleNamespace(matched=[SimpleNamespace(module="p")])
+
+
 def version(number: int) -> Any:
-    return SimpleNamespace(digest=f"{number}", adapter="a", number=1, ranks={"p": 1}, embedding=None)
+    return SimpleNamespace(digest=f"{number}", adapter="a", number=1, report=REPORT, embedding=None)
 
 
 @pytest.fixture
@@ -127,7 +132,7 @@ def test_what_loading_into_a_full_pool_costs_does_not_grow_with_the_residents(
     counts: list[int] = []
     for crowd in crowds:
         cache = crowd.cache
-        for number in range(cache._groups["g"].rows.size - 3):
+        for number in range(cache._groups["g"].rooms["g"].size - 3):
             cache.request([version(number)]).result(0)
         monkeypatch.setattr(cache, "_wake", lambda: None)  # this thread does the loader's work
         future = cache.request([version(999)])

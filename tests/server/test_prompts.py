@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.engine.blends import PlacedBlend
+from loramux_server.engine.blends import NOTHING, PlacedBlend
 from loramux_server.engine.conditioning import side_by_side
 from loramux_server.engine.prompt_syntax import Piece, parse
 from loramux_server.engine.text import BlendedText
@@ -128,7 +128,7 @@ def test_every_part_of_the_cache_key_matters(server: Any) -> None:
         for blend_key in ("one", "other"):
             for text in texts:
                 for mode in modes:
-                    prompts.encode([BlendedText(text, (), blend_key)], mode, 1)
+                    prompts.encode([BlendedText(text, NOTHING, blend_key)], mode, 1)
     assert len(prompts._cache) == 16
 
 

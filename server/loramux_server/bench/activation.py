@@ -20,7 +20,7 @@ from loramux_server.app import App
 from loramux_server.bench.harness import Row, medians, processor, ratio
 from loramux_server.bench.operations import operations
 from loramux_server.engine.adapter_cache import AdapterCache
-from loramux_server.engine.blends import EVERYWHERE
+from loramux_server.engine.blends import EVERYWHERE, Added
 from loramux_server.requests import GenerationRequest, ImageKey, Job, Weighted
 from loramux_server.settings import Settings
 from loramux_store.record import UploadSpec, VersionRecord
@@ -95,7 +95,7 @@ class _Residents:
         """Writes the tables of a guided picture again and again, another weight each time."""
         groups = [group for name, group in self._app.engine.groups.items() if name.startswith("unet.")]
         for weight in itertools.islice(self._weights, _CHANGED):
-            entries = {EVERYWHERE: tuple((row, weight) for row in range(1, _RANK + 1))}
+            entries = {EVERYWHERE: Added(tuple((row, weight) for row in range(1, _RANK + 1)))}
             for group in groups:
                 with group.adding([entries] * _ROWS) as tables:
                     assert len(tables) == 1

@@ -28,7 +28,7 @@ def _wrapped() -> list[Row]:
     plain, wrapped = load_base(folder, "plain", cpu).unet, load_base(folder, "wrapped", cpu).unet
     for group in wrap({"unet": wrapped}).values():
         group.open(2, cpu)
-        group.write((1,), {})
+        group.write({group.name: (1,)}, {})
     side, width = plain.config["sample_size"], plain.config["cross_attention_dim"]
     latents, text = torch.randn(8, 4, side, side), torch.randn(8, 77, width)
 

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from loramux_server.bench.harness import Row, medians, processor
 from loramux_server.bench.shapes import SD15, TEXT_TOKENS
-from loramux_server.engine.blends import EVERYWHERE
-from loramux_server.engine.lora_layers import LayerGroup, LoraLinear, wrap
+from loramux_server.engine.blends import EVERYWHERE, Added
+from loramux_server.engine.layer_group import LayerGroup
+from loramux_server.engine.lora_layers import LoraLinear, wrap
+from loramux_server.engine.module_factors import ModuleFactors
 
 RANK = 16
 _WEIGHT = 0.7
@@ -107,8 +109,11 @@ class _Ours:
         rows = self._group.rows.take(RANK)
         assert {f"unet.{name}" for name in factors} == self._group.layers.keys()
         assert all(isinstance(layer, LoraLinear) for layer in self._group.layers.values())
-        self._group.write(rows, {f"unet.{name}": (a, b.mT, 1.0) for name, (a, b) in factors.items()})
-        self._entries = {EVERYWHERE: tuple((row, _WEIGHT) for row in rows)}
+        self._group.write(
+            {_GROUP: rows},
+            {f"unet.{name}": ModuleFactors({"a": a, "b": b.mT}, 1.0) for name, (a, b) in factors.items()},
+        )
+        self._entries = {EVERYWHERE: Added(tuple((row, _WEIGHT) for row in rows))}
 
     def run(self, forward: Callable[[UNet2DConditionModel], Tensor]) -> Tensor:
         with self._group.adding([self._entries] * _ROWS):

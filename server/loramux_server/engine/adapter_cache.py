@@ -1,12 +1,12 @@
 """Which adapters are on the device: loading, counting users, evicting.
 
-Takes versions of the store; gives leases that hold their row numbers, or the vectors of embeddings, until released. It
-reads compiled files and writes pool rows on a thread of its own, so that loading never holds up a tick. It knows no
+Takes versions of the store; gives leases that hold their numbers, or the vectors of embeddings, until released. It
+reads compiled files and writes their factors on a thread of its own, so that loading never holds up a tick. It knows no
 request and no queue.
 """
 
-import json
 import logging
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -19,17 +19,18 @@ from typing import TypeVar
 
 import torch
 from safetensors.torch import load
-from torch import Tensor
 
-from loramux_kernels import PoolFull
+from loramux_kernels import G_CLASSES, PoolFull
 from loramux_server.engine.blends import Rows, Vectors
 from loramux_server.engine.device_memory import RAN_OUT
-from loramux_server.engine.lora_layers import LayerGroup
+from loramux_server.engine.layer_group import LayerGroup
+from loramux_server.engine.module_factors import ModuleFactors
+from loramux_server.engine.module_factors import read_compiled as _read
+from loramux_server.engine.rooms import INPUTS, OUTPUTS, Room
 from loramux_server.errors import Incompatible, OutOfMemory, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_store.errors import DataLoss, StoreError
-from loramux_store.header import read_container
-from loramux_store.record import VersionRecord
+from loramux_store.record import MatchedModule, VersionRecord
 from loramux_store.seal import SEAL
 
 LOADS_PAST = 8
@@ -41,19 +42,19 @@ run: only where the same adapters are in use without a break does it come to tha
 VECTOR_BYTES = 64 << 20
 """For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit."""
 
-_VECTORS = "vectors"  # beside the names of layer groups
+_VECTORS = "vectors"  # beside the names of rooms
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Factors = dict[str, tuple[Tensor, Tensor, float]]
-"""Module path to (a [r, K], b [r, N], scale)."""
+Factors = dict[str, ModuleFactors]
+"""By module path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Adapters kept on the device for one job: rows and vectors by digest. Given back with `AdapterCache.release`."""
+    """Adapters kept on the device for one job: numbers, vectors, by digest. Given back with `AdapterCache.release`."""
 
     rows: Mapping[str, Rows]
     vectors: Mapping[str, Vectors]
@@ -61,10 +62,10 @@ class Lease:
 
 @dataclass(slots=True)
 class _Resident:
-    """What one version has on the device: an embedding vectors, others rows."""
+    """What one version has on the device: an embedding vectors, others numbers."""
 
     digest: str
-    rows: dict[str, tuple[int, ...]]
+    rows: Rows
     vectors: Vectors
     users: int
 
@@ -78,13 +79,13 @@ class _Wanted:
     """A job in line. passed: later jobs that were served since there was no room for it; None before that."""
 
     versions: tuple[VersionRecord, ...]
-    ranks: Mapping[str, Mapping[str, int]]
+    needs: Mapping[str, Mapping[str, int]]
     future: "Future[Lease]" = field(default_factory=lambda: Future[Lease]())
     passed: int | None = None
 
 
 class AdapterCache:
-    """Versions in the pool; those in use are never put out, of the others the one first that was left longest ago. No
+    """Versions on the device; those in use are never put out, of the others the one first that was left longest ago. No
     call looks at all of them: what a blend costs does not grow with their number.
 
     Jobs stand in line. One whose adapters are all there goes ahead at once, one for whose adapters there is no room is
@@ -118,32 +119,33 @@ class AdapterCache:
         self._line: list[_Wanted] = []
         self._closed = False
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
-        self._group_of = {path: group.name for group in groups.values() for path in group.layers}
+        self._group_of = {path: group.name for group in groups.values() for path in group.paths}
 
     def check(self, blends: Sequence[Sequence[VersionRecord]]) -> None:
         """Refuses what one job asks for where it can never fit.
 
         Raises:
-            Incompatible: where a blend's total rank in a layer group is above the largest of a row, or that of all its
-                blends' adapters together is above the pool.
+            Incompatible: where a blend's total rank in a layer group is above the largest of a row, or what all its
+                blends' adapters take together is more than there is.
         """
-        together = {version.digest: version for blend in blends for version in blend}
-        for name, group in self._groups.items():
-            ranks = [sum(self._ranks(version).get(name, 0) for version in blend) for blend in blends]
-            needed, room = sum(self._ranks(version).get(name, 0) for version in together.values()), group.rows.size - 1
-            for rank, most, what in (
-                (max(ranks), min(self._max_rank, room), "the blend has"),
-                (needed, room, "blend and negative_blend have"),
+        needs = {version.digest: self._needs(version) for blend in blends for version in blend}
+        for name, room in self._rooms.items():
+            asked = [sum(needs[version.digest].get(name, 0) for version in blend) for blend in blends]
+            together = sum(need.get(name, 0) for need in needs.values())
+            for count, most, what in (
+                (max(asked), min(self._most(name), room.capacity), "the blend has"),
+                (together, room.capacity, "blend and negative_blend have"),
             ):
-                if rank > most:
-                    raise Incompatible("BLEND_TOO_LARGE", f"{what} total rank {rank} in {name}, at most {most} fits")
+                if count > most:
+                    counted = f"total rank {count} in {name}" if name in self._groups else f"{count} {name}"
+                    raise Incompatible("BLEND_TOO_LARGE", f"{what} {counted}, at most {most} fits")
 
     def request(self, versions: Sequence[VersionRecord]) -> "Future[Lease]":
         """A lease on these versions, once all of them have rows; all are loaded or none is.
 
         Cancelling the future gives the job's place up. Callbacks of the future run without the cache's lock.
         """
-        wanted = _Wanted(tuple(versions), {version.digest: self._ranks(version) for version in versions})
+        wanted = _Wanted(tuple(versions), {version.digest: self._needs(version) for version in versions})
         wanted.future.add_done_callback(self._leave)
         with self._lock:
             self._line.append(wanted)
@@ -174,13 +176,25 @@ class AdapterCache:
             self._closed = True
         self._loader.shutdown(wait=True, cancel_futures=True)
 
-    def _ranks(self, version: VersionRecord) -> dict[str, int]:
-        """Rows a version takes in each layer group: its largest rank there."""
-        ranks: dict[str, int] = {}
-        for path, rank in version.ranks.items():
-            group = self._group_of[path]
-            ranks[group] = max(ranks.get(group, 0), rank)
-        return ranks
+    @property
+    def _rooms(self) -> Mapping[str, Room]:
+        return {name: room for group in self._groups.values() for name, room in group.rooms.items()}
+
+    def _most(self, room: str) -> int:
+        """What one batch row can use at once."""
+        if room.endswith((OUTPUTS, INPUTS)):
+            return G_CLASSES[-1]
+        return self._max_rank if room in self._groups else sys.maxsize
+
+    def _needs(self, version: VersionRecord) -> dict[str, int]:
+        """What a version takes of each room."""
+        by_group: dict[str, list[MatchedModule]] = {}
+        for module in version.report.matched:
+            by_group.setdefault(self._group_of[module.module], []).append(module)
+        total: Counter[str] = Counter()
+        for name, modules in by_group.items():
+            total.update(self._groups[name].needs(modules))
+        return dict(total)
 
     def _all_resident(self, wanted: _Wanted) -> bool:
         return all(version.digest in self._resident for version in wanted.versions)
@@ -193,15 +207,15 @@ class AdapterCache:
 
     def _fits(self, wanted: _Wanted) -> bool:
         """Whether its adapters find room beside those in use. Call with the lock held."""
-        missing = [ranks for digest, ranks in wanted.ranks.items() if digest not in self._resident]
+        missing = [needs for digest, needs in wanted.needs.items() if digest not in self._resident]
         vectors = {v.digest: _vector_bytes(v) for v in wanted.versions if v.digest not in self._resident}
         kept = Counter[str]()
-        for digest in [digest for digest in wanted.ranks if digest in self._idle]:
+        for digest in [digest for digest in wanted.needs if digest in self._idle]:
             kept.update(_sizes(self._idle[digest]))
         in_use = self._vector_bytes - self._spare[_VECTORS] + kept[_VECTORS]
         return sum(vectors.values()) + in_use <= VECTOR_BYTES and all(
-            sum(ranks.get(name, 0) for ranks in missing) + kept[name] <= group.rows.free + self._spare[name]
-            for name, group in self._groups.items()
+            sum(needs.get(name, 0) for needs in missing) + kept[name] <= room.free + self._spare[name]
+            for name, room in self._rooms.items()
         )
 
     def _grant(self, wanted: _Wanted) -> Lease:
@@ -310,12 +324,14 @@ class AdapterCache:
         return resident
 
     def _bring(self, version: VersionRecord, rows: Rows) -> Vectors:
-        """Reads the compiled file: an embedding's vectors onto the device, others' factors into their rows."""
+        """Reads the compiled file: an embedding's vectors onto the device, others' factors under their numbers."""
         if version.embedding is not None:
             return self._read(version, lambda file: _read_vectors(file, self._device))
         factors = self._read(version, _read)
-        for name, numbers in rows.items():
-            self._groups[name].write(numbers, {p: f for p, f in factors.items() if self._group_of[p] == name})
+        for name, group in self._groups.items():
+            mine = {path: each for path, each in factors.items() if self._group_of[path] == name}
+            if mine:
+                group.write(rows, mine)
         return {}
 
     def _read(self, version: VersionRecord, read: Callable[[Path], T]) -> T:
@@ -326,19 +342,20 @@ class AdapterCache:
             return read(self._compiled(version))
 
     def _give_back(self, rows: Rows, vector_bytes: int) -> None:
+        rooms = self._rooms
         for name, numbers in rows.items():
-            self._groups[name].rows.give_back(numbers)
+            rooms[name].give_back(numbers)
         self._vector_bytes -= vector_bytes
 
-    def _take(self, version: VersionRecord) -> dict[str, tuple[int, ...]]:
-        """Row numbers in every group and room for vectors, evicting unused versions until they fit; all or none."""
-        ranks, vector_bytes = self._ranks(version), _vector_bytes(version)
-        while any(self._groups[name].rows.free < rank for name, rank in ranks.items()):
+    def _take(self, version: VersionRecord) -> dict[str, Sequence[int]]:
+        """Numbers in every room and room for vectors, evicting unused versions until they fit; all or none."""
+        needs, rooms, vector_bytes = self._needs(version), self._rooms, _vector_bytes(version)
+        while any(rooms[name].free < count for name, count in needs.items()):
             self._evict(lambda resident: bool(resident.rows))
         while self._vector_bytes + vector_bytes > VECTOR_BYTES:
             self._evict(lambda resident: bool(resident.vectors))
         self._vector_bytes += vector_bytes
-        return {name: self._groups[name].rows.take(rank) for name, rank in ranks.items()}
+        return {name: rooms[name].take(count) for name, count in needs.items()}
 
     def _take_up(self, resident: _Resident) -> None:
         """One user more. Call with the lock held."""
@@ -365,7 +382,7 @@ class AdapterCache:
 
 
 def _sizes(resident: _Resident) -> dict[str, int]:
-    """Its rows by layer group, and the bytes of its vectors."""
+    """Its numbers by room, and the bytes of its vectors."""
     return {_VECTORS: resident.vector_bytes} | {name: len(rows) for name, rows in resident.rows.items()}
 
 
@@ -392,11 +409,3 @@ def _told(error: Exception, version: VersionRecord) -> Exception:
 
 def _read_vectors(file: Path, device: torch.device) -> Vectors:
     return {name: each.to(device) for name, each in load(file.read_bytes()).items() if name != SEAL}
-
-
-def _read(file: Path) -> Factors:
-    """From the whole file at once: `safe_open` keeps two integers for every tensor it ever gave (safetensors 0.8)."""
-    tensors, modules = load(file.read_bytes()), json.loads(read_container(file).metadata["modules"])
-    return {
-        path: (tensors[f"{path}.a"], tensors[f"{path}.b"], float(entry["scale"])) for path, entry in modules.items()
-    }

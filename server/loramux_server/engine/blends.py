@@ -1,10 +1,10 @@
-"""What a picture's blend adds at a moment: rank rows and scales by layer group and block of the UNet.
+"""What a picture's blend adds at a moment: numbers on the device and weights, by layer group and block of the UNet.
 
-Takes resolved adapters with their row numbers and how far the picture is; gives entries for the tables. The vectors of
+Takes resolved adapters with their numbers and how far the picture is; gives entries for the tables. The vectors of
 embeddings it hands on as they are. It knows no layers and no queue.
 
-A scale is the product of the adapter's weight, its factor for the model, its factor for the block and its schedule at
-this progress. Rank rows of scale zero are left out, so an adapter costs nothing while it is off.
+A weight is the product of the adapter's weight, its factor for the model, its factor for the block and its schedule at
+this progress. Adapters of weight zero are left out, so an adapter costs nothing while it is off.
 """
 
 from bisect import bisect_right
@@ -14,16 +14,31 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from loramux_kernels import Entries
+from loramux_server.engine.rooms import INPUTS, OUTPUTS, SIDES
 from loramux_server.requests import SchedulePoint, Weighted
 
 EVERYWHERE = ""
 """Key of the layers outside the blocks that a blend names."""
 
-RowEntries = Mapping[str, Entries]
-"""Entries of one batch row in one layer group, by block; EVERYWHERE for all blocks that are not keys."""
 
-Rows = Mapping[str, tuple[int, ...]]
-"""Row numbers of one adapter by layer group."""
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What one batch row adds in one layer group: (number, weight) pairs of rank rows, of scale rows along the outputs
+    and along the inputs, and of side operations."""
+
+    rows: Entries = ()
+    outputs: Entries = ()
+    inputs: Entries = ()
+    sides: Entries = ()
+
+
+NOTHING = Added()
+
+RowEntries = Mapping[str, Added]
+"""What one batch row adds in one layer group, by block; EVERYWHERE for all blocks that are not keys."""
+
+Rows = Mapping[str, Sequence[int]]
+"""Numbers that one adapter owns, by the name of the room."""
 
 
 Vectors = Mapping[str, Tensor]
@@ -50,19 +65,22 @@ class PlacedBlend:
             weighted.weight * weighted.parts.unet * factor_at(weighted.schedule, progress)
             for weighted, _ in self.adapters
         ]
-        return {group: {block: self._entries(group, block, factors) for block in keys} for group in groups}
+        return {group: {block: self._added(group, block, factors) for block in keys} for group in groups}
 
-    def in_text_encoder(self, group: str) -> Entries:
+    def in_text_encoder(self, group: str) -> Added:
         """Entries of a text encoder, which runs once: schedules do not act there."""
         factors = [weighted.in_text_encoder(group) for weighted, _ in self.adapters]
-        return self._entries(group, EVERYWHERE, factors)
+        return self._added(group, EVERYWHERE, factors)
 
-    def _entries(self, group: str, block: str, factors: Sequence[float]) -> Entries:
+    def _added(self, group: str, block: str, factors: Sequence[float]) -> Added:
+        return Added(*(self._entries(group + room, block, factors) for room in ("", OUTPUTS, INPUTS, SIDES)))
+
+    def _entries(self, room: str, block: str, factors: Sequence[float]) -> Entries:
         entries: list[tuple[int, float]] = []
         for (weighted, rows), factor in zip(self.adapters, factors, strict=True):
             scale = factor * dict(weighted.parts.blocks).get(block, 1.0)
             if scale != 0:
-                entries.extend((row, scale) for row in rows.get(group, ()))
+                entries.extend((row, scale) for row in rows.get(room, ()))
         return tuple(entries)
 
 

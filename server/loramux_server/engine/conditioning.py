@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loramux_server.engine.blends import PlacedBlend
 from loramux_server.engine.bytes_lru import BytesLru
-from loramux_server.engine.lora_layers import LayerGroup
+from loramux_server.engine.layer_group import LayerGroup
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.text import BlendedText, Encoded, Inversion, PromptEncoder, Trigger
 from loramux_server.errors import Violation

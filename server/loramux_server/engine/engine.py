@@ -16,17 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loramux_kernels import MAX_ROW_RANK, Impl, Tables
+from loramux_kernels import MAX_ROW_RANK, Entries, Impl, Tables
 from loramux_server import parameters
 from loramux_server.engine import image_latents, pictures
 from loramux_server.engine.adapter_cache import AdapterCache, Lease
-from loramux_server.engine.blends import EVERYWHERE, PlacedBlend, RowEntries
+from loramux_server.engine.blends import EVERYWHERE, NOTHING, PlacedBlend, RowEntries
 from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
 from loramux_server.engine.device_memory import RAN_OUT, fitting
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.image_latents import ImageLatents
-from loramux_server.engine.lora_layers import LayerGroup, wrap
+from loramux_server.engine.layer_group import LayerGroup
+from loramux_server.engine.lora_layers import wrap
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.previews import Previews
 from loramux_server.engine.sampling import ImageSampler, guide
@@ -117,6 +118,7 @@ class Engine:
         *,
         version: str,
         pool_bytes: int,
+        side_bytes: int,
         prompt_cache_bytes: int,
         cross_attention_cache_bytes: int,
         impl: Impl = "reference",
@@ -130,7 +132,7 @@ class Engine:
         self._observer = observer
         self._fixed = fixed
         self._images: dict[ImageKey, _Image] = {}
-        self.groups = wrap(base.models, impl)
+        self.groups = wrap(base.models, impl, side_bytes)
         if impl == "triton":
             fuse_projections(base.unet)
         self.layout = Layout(
@@ -240,8 +242,10 @@ class Engine:
             for name in self._unet_groups:
                 tables = stack.enter_context(self.groups[name].adding([row.entries[name] for row in rows]))
                 used |= {f"{name} {block}".rstrip(): each for block, each in tables.items()}
-            self._observe(used, len(asked))
-            stack.enter_context(self.texts.given([row.projected for row in rows], adapters=bool(used)))
+            sides = [_sides(row) for row in asked]
+            self._observe(used, sides)
+            adapters = bool(used) or any(sides)
+            stack.enter_context(self.texts.given([row.projected for row in rows], adapters=adapters))
             latents, timesteps = torch.cat([row.latents for row in rows]), torch.cat([row.timestep for row in rows])
             dtype = self._dtype
             given = unet_arguments([row.given for row in rows], dtype)
@@ -260,9 +264,9 @@ class Engine:
             lengths.setdefault(self._images[key].given[0].text.shape[1], []).append(key)
         return list(lengths.values())
 
-    def _observe(self, used: Mapping[str, Tables], rows: int) -> None:
-        self._metrics.batch_rows.observe(rows)
-        self._metrics.observe_blends(distinct_blends(used, rows))
+    def _observe(self, used: Mapping[str, Tables], sides: Sequence["_Sides"]) -> None:
+        self._metrics.batch_rows.observe(len(sides))
+        self._metrics.observe_blends(distinct_blends(used, len(sides), sides))
         if self._observer is not None:
             self._observer(used)
 
@@ -306,13 +310,27 @@ def _finite(predictions: Sequence[Tensor]) -> list[bool]:
     return [all(list(islice(rows, len(each)))) for each in predictions]
 
 
-def distinct_blends(tables: Mapping[str, Tables], rows: int) -> int:
+def distinct_blends(tables: Mapping[str, Tables], rows: int, sides: Sequence[object] | None = None) -> int:
     """Number of different blends among the rows of a forward, counted from the tables handed to the op.
 
-    Two rows have one blend where all groups give them the same rank rows and scales; rows without any entry
-    count as one blend.
+    sides: what each row adds by side operations.
+    Two rows have one blend where all groups give them the same rank rows and scales, and they the same side operations;
+    rows without any entry count as one blend.
     """
-    return len({tuple(table.entries[row] for table in tables.values()) for row in range(rows)})
+    return len({(tuple(table.entries[row] for table in tables.values()), sides and sides[row]) for row in range(rows)})
+
+
+_Sides = tuple[tuple[str, str, Entries], ...]
+"""(layer group, block, side operations) of one row."""
+
+
+def _sides(row: _Row) -> _Sides:
+    return tuple(
+        (group, block, added.sides)
+        for group, blocks in row.entries.items()
+        for block, added in blocks.items()
+        if added.sides
+    )
 
 
 def _pool_rows(pool_bytes: int, groups: Iterable[LayerGroup]) -> int:
@@ -325,7 +343,7 @@ def _pool_rows(pool_bytes: int, groups: Iterable[LayerGroup]) -> int:
 
 def _nothing(groups: Sequence[str]) -> Mapping[str, RowEntries]:
     """Entries of a row without adapters."""
-    return {group: {EVERYWHERE: ()} for group in groups}
+    return {group: {EVERYWHERE: NOTHING} for group in groups}
 
 
 def _blends(job: Job, lease: Lease) -> tuple[PlacedBlend, ...]:

@@ -35,7 +35,10 @@ class FusedProjections(nn.Module):
         """input [rows, tokens, K] to [rows, tokens, parts * N]; only in a forward that adds rank rows."""
         tables = self.group.tables_of(self.block)
         assert self._pool is not None and tables is not None
-        return lora_qkv(input, self.weight, self.bias, self._pool, tables, impl=self.group.impl)
+        y = lora_qkv(input, self.weight, self.bias, self._pool, tables, impl=self.group.impl)
+        for part, layer in zip(y.chunk(len(self._layers), dim=-1), self._layers, strict=True):
+            layer.add_sides(part, input)
+        return y
 
     def _make_pools(self, size: int) -> None:
         layer = self._layers[0]

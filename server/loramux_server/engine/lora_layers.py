@@ -1,85 +1,26 @@
-"""The base's layers, each able to add rank rows to its product.
+"""The base's layers, each able to add rank rows and side operations to its product.
 
-Takes a loaded model; gives the same model with every Linear and Conv2d replaced by one that shares its
+Takes a loaded model; gives the same model with every Linear, Conv2d and normalisation replaced by one that shares its
 weights, the layer groups they belong to and the layout they make up. It knows no adapter and no request:
-rank rows are numbers here.
+what is added are numbers here.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loramux_kernels import Impl, RankRowPool, RowAllocator, TableBank, Tables, lora_conv2d, lora_linear
-from loramux_server.engine.blends import EVERYWHERE, RowEntries
+from loramux_kernels import Impl, RankRowPool, SideOperation, add_conv2d, add_linear, lora_conv2d, lora_linear
+from loramux_server.engine.blends import EVERYWHERE
+from loramux_server.engine.layer_group import LayerGroup
+from loramux_server.engine.rooms import ByteBudget
+from loramux_server.engine.side_norms import SideGroupNorm, SideLayerNorm
 from loramux_store.layout import ModuleSpec
 
-_NOTHING: Mapping[str, Tables | None] = {EVERYWHERE: None}
 _NOT_ADAPTED = frozenset({"unet.time_embedding.cond_proj"})
 """The guidance embedding of distilled UNets: no adapter names it, and without it they take those of their teacher."""
-
-
-class LayerGroup:
-    """Layers that share row numbers and tables.
-
-    impl: how its layers compute. tables: what the next forward of these layers adds, by block of the UNet, with
-    EVERYWHERE for the blocks that are not keys; None adds nothing and launches nothing.
-    """
-
-    def __init__(self, name: str, impl: Impl) -> None:
-        self.name = name
-        self.impl: Impl = impl
-        self.layers: dict[str, LoraLinear | LoraConv2d] = {}
-        self.tables: Mapping[str, Tables | None] = _NOTHING
-
-    @property
-    def row_bytes(self) -> int:
-        """Device bytes of one rank row over all layers."""
-        return sum((layer.k + layer.n) * layer.weight.element_size() for layer in self.layers.values())
-
-    def open(self, size: int, device: torch.device, fixed_rank: int | None = None) -> None:
-        """Makes room for `size` rank rows; their arrays are allocated by `write`, when first needed.
-
-        fixed_rank: R class of all forwards, where results must not depend on the company in their last bits.
-        """
-        self.rows = RowAllocator(size)
-        self._banks: defaultdict[str, TableBank] = defaultdict(lambda: TableBank(device, fixed_rank))
-
-    def write(self, rows: Sequence[int], factors: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
-        """Writes one adapter's factors {module path: (a [r, K], b [r, N], scale)} into `rows` of every layer."""
-        for path, layer in self.layers.items():
-            if layer.pool is None:
-                layer.make_pool(self.rows.size)
-            pool = cast("RankRowPool", layer.pool)
-            if path in factors:
-                pool.write(rows, *factors[path])
-            else:
-                pool.clear(rows)
-
-    @contextmanager
-    def adding(self, blends: Sequence[RowEntries]) -> Generator[Mapping[str, Tables]]:
-        """Within it, batch row i of these layers adds the (rank row, scale) pairs blends[i], block by block.
-
-        Blocks that no blend names share one set of tables.
-        """
-        blocks = {EVERYWHERE: None} | {block: None for blend in blends for block in blend}
-        self.tables = {
-            block: self._banks[block].write([blend.get(block, blend[EVERYWHERE]) for blend in blends])
-            for block in blocks
-        }
-        try:
-            yield {block: tables for block, tables in self.tables.items() if tables is not None}
-        finally:
-            self.tables = _NOTHING
-
-    def tables_of(self, block: str) -> Tables | None:
-        """What the layers of a block add now."""
-        return self.tables[block] if block in self.tables else self.tables[EVERYWHERE]
 
 
 class LoraLinear(nn.Linear):
@@ -91,6 +32,7 @@ class LoraLinear(nn.Linear):
         )
         self.weight, self.bias = base.weight, base.bias
         self.group, self.block, self.pool = group, block, cast("RankRowPool | None", None)
+        self.sides: dict[int, SideOperation] = {}
         self.k, self.n = base.in_features, base.out_features
         self.make_pool: Callable[[int], None] = lambda size: _make_pool(self, size)
 
@@ -103,8 +45,15 @@ class LoraLinear(nn.Linear):
         """input [rows, ..., K] to [rows, ..., N]."""
         tables = self.group.tables_of(self.block)
         if tables is None or self.pool is None:
-            return F.linear(input, self.weight, self.bias)
-        return lora_linear(input, self.weight, self.bias, self.pool, tables, impl=self.group.impl)
+            y = F.linear(input, self.weight, self.bias)
+        else:
+            y = lora_linear(input, self.weight, self.bias, self.pool, tables, impl=self.group.impl)
+        return self.add_sides(y, input)
+
+    def add_sides(self, y: Tensor, input: Tensor) -> Tensor:
+        """y with the side operations that the forward uses here."""
+        used = self.group.uses_of(self.block)
+        return add_linear(y, input, self.sides, used) if used and self.sides else y
 
 
 class LoraConv2d(nn.Conv2d):
@@ -123,6 +72,7 @@ class LoraConv2d(nn.Conv2d):
         )
         self.weight, self.bias = base.weight, base.bias
         self.group, self.block, self.pool = group, block, cast("RankRowPool | None", None)
+        self.sides: dict[int, SideOperation] = {}
         self.k, self.n = self.weight[0].numel(), base.out_channels
         self.make_pool: Callable[[int], None] = lambda size: _make_pool(self, size)
 
@@ -134,19 +84,25 @@ class LoraConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """input [rows, Cin, H, W] to [rows, N, H', W']."""
         tables = self.group.tables_of(self.block)
+        where = (self.stride, self.padding, self.dilation)
+        where = cast("tuple[tuple[int, int], tuple[int, int], tuple[int, int]]", where)
         if tables is None or self.pool is None:
-            return super().forward(input)
-        return lora_conv2d(
-            input,
-            self.weight,
-            self.bias,
-            self.pool,
-            tables,
-            stride=cast("tuple[int, int]", self.stride),
-            padding=cast("tuple[int, int]", self.padding),
-            dilation=cast("tuple[int, int]", self.dilation),
-            impl=self.group.impl,
-        )
+            y = super().forward(input)
+        else:
+            stride, padding, dilation = where
+            y = lora_conv2d(
+                input,
+                self.weight,
+                self.bias,
+                self.pool,
+                tables,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                impl=self.group.impl,
+            )
+        used = self.group.uses_of(self.block)
+        return add_conv2d(y, input, self.sides, used, where) if used and self.sides else y
 
 
 def group_of(path: str, layer: nn.Module) -> str:
@@ -156,6 +112,8 @@ def group_of(path: str, layer: nn.Module) -> str:
         return component
     if ".attn1." in rest or ".attn2." in rest:
         return "unet.attention"
+    if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+        return "unet.rest"
     if ".ff." in rest or rest.endswith((".proj_in", ".proj_out")):
         return "unet.feed_forward"
     return "unet.convolution" if isinstance(layer, nn.Conv2d) else "unet.rest"
@@ -176,26 +134,37 @@ def canonical_path(component: str, name: str) -> str:
     return f"{component}.text_model.{name}" if bare else f"{component}.{name}"
 
 
-def wrap(models: Mapping[str, nn.Module], impl: Impl = "reference") -> dict[str, LayerGroup]:
-    """Replaces every Linear and Conv2d of {component: model} in place; gives the groups by name.
+def wrap(models: Mapping[str, nn.Module], impl: Impl = "reference", side_bytes: int = 0) -> dict[str, LayerGroup]:
+    """Replaces every Linear, Conv2d and normalisation of {component: model} in place; gives the groups by name.
 
-    Grouped and non-zero-padded convolutions have no rank-row form and stay as they are (Stable Diffusion
-    has none).
+    side_bytes: for the side operations of all. Grouped and non-zero-padded convolutions have no rank-row form and stay
+    as they are (Stable Diffusion has none).
     """
     groups: dict[str, LayerGroup] = {}
+    budget = ByteBudget(side_bytes)
     for component, model in models.items():
         for name, layer in list(model.named_modules()):
-            if not isinstance(layer, nn.Linear | nn.Conv2d) or not _adaptable(layer):
-                continue
             path = canonical_path(component, name)
-            if path in _NOT_ADAPTED:
+            if not _adaptable(layer) or path in _NOT_ADAPTED:
                 continue
-            group = groups.setdefault(group_of(path, layer), LayerGroup(group_of(path, layer), impl))
-            args = group, block_of(path)
-            wrapped = LoraLinear(layer, *args) if isinstance(layer, nn.Linear) else LoraConv2d(layer, *args)
-            model.set_submodule(name, wrapped)
-            group.layers[path] = wrapped
-    return groups
+            group_name = group_of(path, layer)
+            group = groups.setdefault(group_name, LayerGroup(group_name, impl, budget))
+            _replace(model, name, path, layer, group)
+    return {name: group for name, group in groups.items() if group.layers}
+
+
+def _replace(model: nn.Module, name: str, path: str, layer: nn.Module, group: LayerGroup) -> None:
+    args = group, block_of(path)
+    match layer:
+        case nn.Linear():
+            wrapped = group.layers[path] = LoraLinear(layer, *args)
+        case nn.Conv2d():
+            wrapped = group.layers[path] = LoraConv2d(layer, *args)
+        case nn.GroupNorm():
+            wrapped = group.norms[path] = SideGroupNorm(layer, *args)
+        case _:
+            wrapped = group.norms[path] = SideLayerNorm(cast("nn.LayerNorm", layer), *args)
+    model.set_submodule(name, wrapped)
 
 
 def _make_pool(layer: LoraLinear | LoraConv2d, size: int) -> None:
@@ -203,7 +172,9 @@ def _make_pool(layer: LoraLinear | LoraConv2d, size: int) -> None:
     layer.pool = RankRowPool.zeros(size, layer.k, layer.n, dtype=weight.dtype, device=weight.device)
 
 
-def _adaptable(layer: nn.Linear | nn.Conv2d) -> bool:
-    if isinstance(layer, nn.Linear):
-        return True
-    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+def _adaptable(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+        return cast("nn.Parameter | None", layer.weight) is not None
+    return isinstance(layer, nn.Linear)

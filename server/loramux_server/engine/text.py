@@ -18,12 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from loramux_kernels import Entries
-from loramux_server.engine.blends import EVERYWHERE
+from loramux_server.engine.blends import EVERYWHERE, NOTHING, Added
 from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.chunks import fill
 from loramux_server.engine.inversions import PLACEHOLDER, Inversion, Token, Vector, put_in
-from loramux_server.engine.lora_layers import LayerGroup
+from loramux_server.engine.layer_group import LayerGroup
 from loramux_server.engine.pipeline import TextEncoder
 from loramux_server.engine.prompt_syntax import Piece, parse
 from loramux_server.engine.triggers import Trigger, split
@@ -45,12 +44,12 @@ class Chunk:
 class BlendedText:
     """A text and what the blend adds in the text encoder.
 
-    entries: (rank row, scale) pairs; inversions: the embeddings; blend_key: what tells both apart for good (row numbers
-    are reused): the digests and weights behind them.
+    entries: numbers and weights; inversions: the embeddings; blend_key: what tells both apart for good (numbers are
+    reused): the digests and weights behind them.
     """
 
     text: str
-    entries: Entries = ()
+    entries: Added = NOTHING
     blend_key: Hashable = ()
     inversions: tuple[Inversion, ...] = ()
 

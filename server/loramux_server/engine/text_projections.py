@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from loramux_server.engine.blends import PlacedBlend
 from loramux_server.engine.conditioning import side_by_side
 from loramux_server.engine.fused_attention import FusedProjections, adds
-from loramux_server.engine.lora_layers import LayerGroup, LoraLinear, canonical_path
+from loramux_server.engine.layer_group import LayerGroup
+from loramux_server.engine.lora_layers import LoraLinear, canonical_path
 from loramux_server.metrics import Metrics
 
 NAME = "cross_attention"

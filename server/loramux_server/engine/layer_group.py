@@ -1,0 +1,183 @@
+"""Layers that share numbers and tables: who owns what in them, and what the next forward adds.
+
+Takes layers, one adapter's factors with the numbers that it owns, and what each batch row adds; gives tables and uses.
+It knows no adapter by name, no request and no queue.
+"""
+
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+
+from loramux_kernels import SCALE_ROWS, Impl, RowAllocator, TableBank, Tables, Use, uses
+from loramux_server.engine.blends import EVERYWHERE, Added, RowEntries, Rows
+from loramux_server.engine.module_factors import ModuleFactors
+from loramux_server.engine.rooms import INPUTS, OUTPUTS, SIDE_BYTES, SIDES, ByteBudget, Room
+from loramux_store.record import MatchedModule
+
+if TYPE_CHECKING:
+    from loramux_server.engine.lora_layers import LoraConv2d, LoraLinear
+    from loramux_server.engine.side_norms import SideGroupNorm, SideLayerNorm
+
+_NOTHING: Mapping[str, Tables | None] = {EVERYWHERE: None}
+_NO_USES: Mapping[str, tuple[Use, ...]] = {EVERYWHERE: ()}
+_FEWEST_SCALE_ROWS = 8
+_MOST_SIDES = 1024
+"""Adapters with side operations on the device at once; their bytes end sooner."""
+
+
+class LayerGroup:
+    """Layers that share numbers and tables.
+
+    impl: how its layers compute. norms: normalisations, which side operations alone can change. tables, uses: what the
+    next forward of these layers adds, by block of the UNet, with EVERYWHERE for the blocks that are not keys; None and
+    () add nothing and launch nothing.
+    """
+
+    def __init__(self, name: str, impl: Impl, side_bytes: ByteBudget) -> None:
+        self.name = name
+        self.impl: Impl = impl
+        self.layers: dict[str, LoraLinear | LoraConv2d] = {}
+        self.norms: dict[str, SideGroupNorm | SideLayerNorm] = {}
+        self.tables: Mapping[str, Tables | None] = _NOTHING
+        self.uses: Mapping[str, tuple[Use, ...]] = _NO_USES
+        self._side_bytes = side_bytes
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """Of all modules that adapters may change."""
+        return chain(self.layers, self.norms)
+
+    @property
+    def row_bytes(self) -> int:
+        """Device bytes of one rank row over all layers."""
+        return sum((layer.k + layer.n) * layer.weight.element_size() for layer in self.layers.values())
+
+    def open(self, size: int, device: torch.device, fixed_rank: int | None = None) -> None:
+        """Makes room for `size` rank rows; their arrays are allocated by `write`, when first needed.
+
+        fixed_rank: R class of all forwards, where results must not depend on the company in their last bits.
+        """
+        self.rows = RowAllocator(size)
+        self.rooms: dict[str, Room] = {
+            self.name: self.rows,
+            self.name + OUTPUTS: RowAllocator(SCALE_ROWS),
+            self.name + INPUTS: RowAllocator(SCALE_ROWS),
+            self.name + SIDES: _SideNumbers(self),
+            SIDE_BYTES: self._side_bytes,
+        }
+        self._scale_rows = {OUTPUTS: _FEWEST_SCALE_ROWS, INPUTS: _FEWEST_SCALE_ROWS}
+        self._device, self._fixed = device, fixed_rank is not None
+        self._banks: defaultdict[str, TableBank] = defaultdict(lambda: TableBank(device, fixed_rank))
+
+    def needs(self, modules: Sequence[MatchedModule]) -> dict[str, int]:
+        """What an adapter takes of each room for its modules in this group."""
+        values = sum(module.side_values for module in modules)
+        found = {
+            self.name: max(module.rank for module in modules),
+            self.name + OUTPUTS: int(any(module.axis == "output" for module in modules)),
+            self.name + INPUTS: int(any(module.axis == "input" for module in modules)),
+            self.name + SIDES: int(values > 0),
+            SIDE_BYTES: values * next(iter(self.layers.values())).weight.element_size(),
+        }
+        return {room: count for room, count in found.items() if count}
+
+    @torch.no_grad()
+    def write(self, numbers: Rows, factors: Mapping[str, ModuleFactors]) -> None:
+        """Writes one adapter's factors {module path: factors} under the numbers that it owns, into every layer."""
+        rows = numbers.get(self.name, ())
+        scales = tuple(self._scale_place(room, numbers) for room in (OUTPUTS, INPUTS))
+        side = next(iter(numbers.get(self.name + SIDES, ())), None)
+        for path, layer in self.layers.items():
+            _write(layer, rows, scales, side, factors.get(path), self.rows.size)
+        for path, norm in self.norms.items():
+            if path in factors and side is not None:
+                norm.sides[side] = factors[path].norm(norm.weight)
+
+    def _scale_place(self, room: str, numbers: Rows) -> tuple[int, int] | None:
+        """An adapter's scale row, and how many there must be in every layer: tables are shared by all layers."""
+        for number in numbers.get(self.name + room, ()):
+            while self._scale_rows[room] <= number:
+                self._scale_rows[room] *= 2
+            return number, self._scale_rows[room]
+        return None
+
+    @contextmanager
+    def adding(self, blends: Sequence[RowEntries]) -> Generator[Mapping[str, Tables]]:
+        """Within it, batch row i of these layers adds blends[i], block by block.
+
+        Blocks that no blend names share one set of tables.
+        """
+        blocks = {EVERYWHERE: None} | {block: None for blend in blends for block in blend}
+        by_block = {block: [blend.get(block, blend[EVERYWHERE]) for blend in blends] for block in blocks}
+        self.tables = {block: self._tables(block, added) for block, added in by_block.items()}
+        if any(each.sides for added in by_block.values() for each in added):
+            self.uses = {
+                block: uses([each.sides for each in added], self._device, alone=self._fixed)
+                for block, added in by_block.items()
+            }
+        try:
+            yield {block: tables for block, tables in self.tables.items() if tables is not None}
+        finally:
+            self.tables, self.uses = _NOTHING, _NO_USES
+
+    def _tables(self, block: str, added: Sequence[Added]) -> Tables | None:
+        rows, outputs, inputs = zip(*((each.rows, each.outputs, each.inputs) for each in added), strict=True)
+        return self._banks[block].write(rows, outputs, inputs)
+
+    def tables_of(self, block: str) -> Tables | None:
+        """What the layers of a block add now."""
+        return self.tables[block] if block in self.tables else self.tables[EVERYWHERE]
+
+    def uses_of(self, block: str) -> tuple[Use, ...]:
+        """Which side operations the layers of a block add now."""
+        return self.uses[block] if block in self.uses else self.uses[EVERYWHERE]
+
+
+class _SideNumbers(RowAllocator):
+    """Numbers of side operations; one that is given back is forgotten by every layer."""
+
+    def __init__(self, group: LayerGroup) -> None:
+        super().__init__(_MOST_SIDES + 1)
+        self._group = group
+
+    def give_back(self, rows: Sequence[int]) -> None:
+        """Frees numbers, and the memory of what they stand for."""
+        for layer in chain(self._group.layers.values(), self._group.norms.values()):
+            for number in rows:
+                layer.sides.pop(number, None)
+        super().give_back(rows)
+
+
+def _write(
+    layer: "LoraLinear | LoraConv2d",
+    rows: Sequence[int],
+    scales: Sequence[tuple[int, int] | None],
+    side: int | None,
+    factors: ModuleFactors | None,
+    pool_size: int,
+) -> None:
+    """One adapter's factors in one layer, None where it leaves the layer alone."""
+    weight = layer.weight
+    scale = factors and factors.channel_scale(weight)
+    if layer.pool is None and (rows or scale is not None):
+        layer.make_pool(pool_size)
+    if layer.pool is not None:
+        found = factors and factors.rows(weight, scale)
+        if found and rows:
+            layer.pool.write(rows, *found)
+        elif rows:
+            layer.pool.clear(rows)
+        axis = factors.axis if factors else ""
+        for name, place, write in zip(
+            ("output", "input"), scales, (layer.pool.write_output_scale, layer.pool.write_input_scale), strict=True
+        ):
+            if place is not None:
+                number, count = place
+                write(number, scale if axis == name else None, count)
+    operation = factors and factors.side(weight, scale)
+    if operation and side is not None:
+        layer.sides[side] = operation
