@@ -157,10 +157,22 @@ def read_report(message: pb.AcceptReport) -> shelf.AcceptReport:
         family=message.family,
         layout=message.layout,
         evidence=tuple(message.evidence),
-        matched=tuple(shelf.MatchedModule(m.module, m.kind, m.rank, m.scale) for m in message.matched),
+        matched=tuple(map(_matched, message.matched)),
         ignored=tuple(shelf.IgnoredKey(i.key, i.reason) for i in message.ignored),
         warnings=tuple(message.warnings),
         embedding=_read_embedding(message),
+    )
+
+
+def _matched(message: pb.MatchedModule) -> shelf.MatchedModule:
+    return shelf.MatchedModule(
+        message.module,
+        message.kind,
+        message.rank,
+        message.scale,
+        message.algorithm,
+        message.operation,
+        message.axis,
     )
 
 

@@ -83,12 +83,16 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class MatchedModule:
-    """One module of the base that an adapter acts on."""
+    """One module of the base that an adapter acts on: what the file holds for it (algorithm), how that is applied
+    (operation), and the axis of its weight decomposition, empty without."""
 
     module: str
     kind: str
     rank: int
     scale: float
+    algorithm: str
+    operation: str
+    axis: str
 
 
 @dataclass(frozen=True, slots=True)

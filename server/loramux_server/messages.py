@@ -379,7 +379,16 @@ def report(found: AcceptReport) -> adapter_pb2.AcceptReport:
         layout=found.layout_name,
         evidence=found.evidence,
         matched=[
-            adapter_pb2.MatchedModule(module=m.module, kind=m.kind, rank=m.rank, scale=m.scale) for m in found.matched
+            adapter_pb2.MatchedModule(
+                module=m.module,
+                kind=m.kind,
+                rank=m.rank,
+                scale=m.scale,
+                algorithm=m.algorithm,
+                operation=m.operation,
+                axis=m.axis,
+            )
+            for m in found.matched
         ],
         ignored=[adapter_pb2.IgnoredKey(key=key, reason=reason) for key, reason in found.ignored],
         warnings=found.warnings,

@@ -229,7 +229,11 @@ class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
             family="kohya",
             layout="tiny",
             evidence=["shapes"],
-            matched=[adapter_pb2.MatchedModule(module="m", kind="linear", rank=8, scale=1)],
+            matched=[
+                adapter_pb2.MatchedModule(
+                    module="m", kind="linear", rank=8, scale=1, algorithm="loha", operation="rows", axis="output"
+                )
+            ],
             ignored=[adapter_pb2.IgnoredKey(key="k", reason="r")],
             warnings=["look"],
         )

@@ -176,6 +176,7 @@ async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: 
     shown = capsys.readouterr()
     assert "pushed ink@1" in shown.out
     assert "acts on 1 modules, rank 8" in shown.out
+    assert "loha as rows, decomposed by output: 1" in shown.out
     assert "ignored k: r" in shown.out
     assert "warning: look" in shown.err
 

@@ -5,6 +5,7 @@ Takes: names and files. Gives: tables, reports, JSON. Does not know how the serv
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,6 +201,8 @@ def _bar(file: Path) -> Generator[shelf.Progress]:
 def _say_report(report: shelf.AcceptReport, *, whole: bool = False) -> None:
     terminal.say(f"  {report.family}, layout {report.layout or 'unknown'}")
     terminal.say(f"  {_reach(report)}")
+    for how, count in sorted(Counter(map(_how, report.matched)).items()):
+        terminal.say(f"  {how}: {count}")
     for evidence in report.evidence if whole else report.evidence[:1]:
         terminal.say(f"  because {evidence}")
     shown = report.ignored if whole else report.ignored[:SHOWN_IGNORED]
@@ -218,7 +221,7 @@ def _reach(report: shelf.AcceptReport) -> str:
         return (
             f"embedding of {_extent(report.embedding)}, width {widths}; acts where {report.embedding.trigger!r} stands"
         )
-    ranks = sorted({module.rank for module in report.matched})
+    ranks = sorted({module.rank for module in report.matched if module.rank})
     span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
     return f"acts on {len(report.matched)} modules, rank {span or '-'}"
 
@@ -235,6 +238,12 @@ def _words(adapter: shelf.Adapter) -> str:
     """The trigger of an embedding, then what its owner says brings it out."""
     embedding = adapter.latest_version.embedding
     return ", ".join((*([embedding.trigger] if embedding else []), *adapter.trigger_words))
+
+
+def _how(module: shelf.MatchedModule) -> str:
+    """Such as `lora as rows`, or `lokr as kronecker, decomposed by output`."""
+    axis = f", decomposed by {module.axis}" if module.axis else ""
+    return f"{module.algorithm} as {module.operation}{axis}"
 
 
 def _weight(adapter: shelf.Adapter) -> str:

@@ -110,16 +110,22 @@ class AcceptReport(_message.Message):
     def __init__(self, family: _Optional[str] = ..., layout: _Optional[str] = ..., evidence: _Optional[_Iterable[str]] = ..., matched: _Optional[_Iterable[_Union[MatchedModule, _Mapping]]] = ..., ignored: _Optional[_Iterable[_Union[IgnoredKey, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
 
 class MatchedModule(_message.Message):
-    __slots__ = ("module", "kind", "rank", "scale")
+    __slots__ = ("module", "kind", "rank", "scale", "algorithm", "operation", "axis")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
+    ALGORITHM_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    AXIS_FIELD_NUMBER: _ClassVar[int]
     module: str
     kind: str
     rank: int
     scale: float
-    def __init__(self, module: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
+    algorithm: str
+    operation: str
+    axis: str
+    def __init__(self, module: _Optional[str] = ..., kind: _Optional[str] = ..., rank: _Optional[int] = ..., scale: _Optional[float] = ..., algorithm: _Optional[str] = ..., operation: _Optional[str] = ..., axis: _Optional[str] = ...) -> None: ...
 
 class IgnoredKey(_message.Message):
     __slots__ = ("key", "reason")
