@@ -383,8 +383,11 @@ def test_another_adapter_in_the_same_rows_is_never_taken_for_the_first(server_wi
         texts.append(embedded(server, in_text))
         _, blend = placed(server, request)
         rows.append(set(blend.adapters[0][1]["unet.attention"]))
-        for resident in server.app.engine.adapters._resident.values():
-            resident.users = 0
+        adapters = server.app.engine.adapters
+        for resident in adapters._resident.values():
+            if resident.users:
+                resident.users = 1
+                adapters._let_go(resident)
     assert rows[1] < rows[0] == rows[2], "the rows were not used again"
     assert kept[2] is kept[0] and kept[1] is not kept[0] and differ(kept[0], kept[1])
     assert torch.equal(texts[0], texts[2]) and not torch.allclose(texts[0], texts[1], atol=1e-3)
