@@ -39,10 +39,10 @@ serve: $(INSTALLED) ## serve the built-in base with the shelf in adapters_store/
 	@.venv/bin/loramux serve --store adapters_store/data $(ARGS)
 
 test: $(INSTALLED) ## the tests, short forms
-	@$(PY) -m pytest -m 'not gpu and not long' $(ARGS)
+	@$(PY) -m pytest -n logical --dist worksteal -m 'not gpu and not long' $(ARGS)
 
 test-full: $(INSTALLED) ## the tests, long forms too
-	@$(PY) -m pytest -m 'not gpu' $(ARGS)
+	@$(PY) -m pytest -n logical --dist worksteal -m 'not gpu' $(ARGS)
 
 check: $(INSTALLED) ## lint, types, import rules, schema, stubs, documents, Dockerfile
 	.venv/bin/ruff check
