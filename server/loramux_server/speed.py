@@ -45,7 +45,8 @@ class Speed:
             self._kinds[kind] = _Measured(now)
             return
         value = max(seconds, 1e-9) / (area * rows)
-        measured.seconds_per_cost = _averaged(measured.seconds_per_cost, value)
+        old = now - measured.at > _OLD
+        measured.seconds_per_cost = value if old else _averaged(measured.seconds_per_cost, value)
         measured.at = now
         self._recent = _averaged(self._recent, value)
 

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parent))  # so that tests import what lies be
 
 from random_adapters import ALL_PARTS, RandomAdapter, random_adapter
 from tiny_bases import write_tiny_base, write_tiny_lcm, write_tiny_sd2, write_tiny_sdxl
+from wire import fill_forwards
 
 from loramux_kernels import Tables
 from loramux_server.admission import Admission
@@ -94,6 +95,7 @@ class Server:
         self.forwards: list[Mapping[str, Tables]] = []
         values = {"base": base, "store": store, "device": "cpu", "pool_bytes": 256 << 20, **settings}
         self.app = App(Settings.model_validate(values), observer=self._keep)
+        fill_forwards(self.app.runner._scheduler)
         self.app.runner.start()
 
     @property

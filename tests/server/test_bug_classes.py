@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from wire import WireServer, distance, fill_forwards, request
+from wire import WireServer, distance, request
 
 from loramux.v1 import adapter_service_pb2
 from loramux_server.engine.lora_layers import LayerGroup
@@ -94,7 +94,6 @@ def test_fifty_adapters_are_resident_and_any_five_are_blended_without_a_load(
     for first in range(0, RESIDENT, IN_A_BLEND):
         server.draw([replace(blended(*(f"a{n}" for n in range(first, first + IN_A_BLEND))), steps=1)])
     assert server.app.metrics.registry.get_sample_value("loramux_adapters_resident", {"tier": "device"}) == RESIDENT
-    fill_forwards(server.runner._scheduler)
     monkeypatch.setattr(LayerGroup, "write", lambda *_: pytest.fail("an adapter was loaded"))
     asked = [blended(*(f"a{(start + 7 * n) % RESIDENT}" for n in range(IN_A_BLEND))) for start in range(8)]
     together = server.draw(asked)

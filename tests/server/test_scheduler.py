@@ -17,6 +17,7 @@ from loramux_server.errors import Busy, TooLate
 from loramux_server.fairness import HELD_BACK, Accounts, Claim, fill, shares
 from loramux_server.requests import ImageKey, Priority
 from loramux_server.scheduler import WEIGHTS, Item, Plan, Scheduler
+from loramux_server.speed import Speed
 
 SMALL, LARGE = (8, 8), (16, 16)
 AREA = 64
@@ -166,6 +167,16 @@ def test_forwards_are_no_larger_than_gains_anything() -> None:
     machine.take_in("sixteen", 16, steps=50)
     stepped = [plan["sixteen"] for plan in machine.ticks(90)]
     assert stepped[:2] == [2, 2] and 3 <= stepped.count(2) <= 6 and set(stepped) == {1, 2}
+
+
+def test_a_measurement_after_a_minute_takes_the_place_of_the_old() -> None:
+    """The machine may have been busy with something else then."""
+    machine = Machine(max_rows=2)
+    speed = Speed(lambda: machine.now)
+    for now, seconds in ((0.0, 9.0), (1.0, 9.0), (62.0, 1.0)):
+        machine.now = now
+        speed.measured(area=64, rows=2, seconds=seconds)
+    assert speed.seconds(area=64, rows=2, cost=128) == pytest.approx(1.0)
 
 
 def test_forwards_grow_as_long_as_that_gains_anything() -> None:
