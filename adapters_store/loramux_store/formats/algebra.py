@@ -31,8 +31,11 @@ def hadamard_rows(p1: Tensor, q1: Tensor, p2: Tensor, q2: Tensor) -> tuple[Tenso
 
 def kronecker_rows(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """(A, B) of (P U) kron (Q V) with first = (P, U) and second = (Q, V): kron(P, Q) kron(U, V)."""
-    (p, u), (q, v) = first, second
-    return torch.kron(u.contiguous(), v.contiguous()), torch.kron(p.contiguous(), q.contiguous())
+    # copies: a transposed row passes for contiguous, but torch.kron cannot view it
+    (p, u), (q, v) = (
+        tuple(factor.clone(memory_format=torch.contiguous_format) for factor in side) for side in (first, second)
+    )
+    return torch.kron(u, v), torch.kron(p, q)
 
 
 def factored(whole: Tensor) -> tuple[Tensor, Tensor]:
