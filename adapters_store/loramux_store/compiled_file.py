@@ -26,11 +26,11 @@ from loramux_store.errors import Refused
 from loramux_store.header import read_container
 from loramux_store.seal import SEAL, is_unbroken, seal_entry
 
-__all__ = ["FORMAT", "CompiledModule", "header_bytes", "is_current"]
+__all__ = ["FORMAT", "MAX_FILE", "CompiledModule", "header_bytes", "is_current"]
 
 FORMAT = "3"
 # Bounds the scan of our own file only: a 4 GiB upload in fp8 becomes 16 GiB of fp32.
-_MAX_FILE = 1 << 40
+MAX_FILE = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def header_bytes(modules: list[CompiledModule]) -> bytes:
 def is_current(path: Path, ranks: Mapping[str, int]) -> bool:
     """Whether the file is there, of this form and of these modules, and unbroken."""
     try:
-        container = read_container(path, _MAX_FILE)
+        container = read_container(path, MAX_FILE)
         table = json.loads(container.metadata.get("modules", "null"))
         found = {module: row["rank"] for module, row in table.items()}
         unbroken = container.metadata.get("format") == FORMAT and is_unbroken(path)

@@ -7,6 +7,7 @@
     ├── WrongOffset         the upload goes on elsewhere in the file
     ├── QuotaExceeded       the store would hold more than it may
     ├── InvalidArgument     a field of a request is wrong (field, value, expected)
+    ├── Inexpressible       a form or a way of merging cannot say what an adapter does (what, module)
     ├── Refused             the file is wrong (reason, detail); nothing is left of it
     │   ├── ChecksumMismatch    the bytes are not those that were announced
     │   └── TooLarge            more bytes than the limit or than announced
@@ -31,6 +32,7 @@ __all__ = [
     "Closed",
     "DataLoss",
     "DiskFailed",
+    "Inexpressible",
     "InvalidArgument",
     "NoSpace",
     "NotFound",
@@ -110,6 +112,15 @@ class InvalidArgument(StoreError):
         self.field = field
         self.value = value
         self.expected = expected
+
+
+class Inexpressible(StoreError):
+    """What an adapter does to a module cannot be said in a form, or be merged in a way."""
+
+    def __init__(self, what: str, module: str, why: str) -> None:
+        super().__init__(f"{what} cannot say {module}: {why}")
+        self.what = what
+        self.module = module
 
 
 class Refused(StoreError):

@@ -8,79 +8,19 @@ from pathlib import Path
 
 import adapter_files as af
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import StableDiffusionPipeline
+from tiny_pipeline import layout_of, peer_deltas, tiny_pipeline
+from transformers import CLIPTextModel
 
-from loramux_store import InterpretOptions, Layout, ModuleSpec, Store, UploadSpec
+from loramux_store import InterpretOptions, Layout, Store, UploadSpec
 
 # Theirs is the difference of two float32 forwards: the peer multiplies in float32.
 PEER = 3e-6
-KINDS = {nn.Linear: "linear", nn.Conv2d: "conv2d"}
 
 
 @pytest.fixture
 def pipeline() -> StableDiffusionPipeline:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=24,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=100, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
-            projection_dim=24, bos_token_id=1, eos_token_id=2,
-        )
-    )  # fmt: skip
-    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
-    return StableDiffusionPipeline(
-        vae,
-        text,
-        None,
-        unet,
-        DDIMScheduler(steps_offset=1, clip_sample=False),
-        None,
-        None,
-        requires_safety_checker=False,
-    )
-
-
-def _path(component: str, name: str) -> str:
-    bare = component == "text_encoder" and not name.startswith("text_model.")
-    return f"{component}.{'text_model.' if bare else ''}{name}"
-
-
-def _modules(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:
-    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    return {
-        _path(component, name): module
-        for component, model in parts.items()
-        for name, module in model.named_modules()
-        if type(module) in KINDS
-    }
-
-
-def _layout(pipeline: StableDiffusionPipeline) -> Layout:
-    return Layout(
-        "tiny",
-        {p: ModuleSpec(KINDS[type(m)], tuple(m.weight.shape)) for p, m in _modules(pipeline).items()},
-    )
-
-
-def _peer_deltas(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for component in ("unet", "text_encoder"):
-        for name, module in getattr(pipeline, component).named_modules():
-            if hasattr(module, "get_delta_weight") and module.active_adapters:
-                found[_path(component, name)] = module.get_delta_weight(module.active_adapters[0]).detach()
-    return found
+    return tiny_pipeline()
 
 
 def _chosen(layout: Layout) -> list[str]:
@@ -92,7 +32,7 @@ def _chosen(layout: Layout) -> list[str]:
 def test_the_same_deltas_as_diffusers(
     store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline, form: str
 ) -> None:
-    layout = _layout(pipeline)
+    layout = layout_of(pipeline)
     store.register_layout(layout)
     kohya = form == "kohya"
     paths = _chosen(layout)
@@ -112,7 +52,7 @@ def test_the_same_deltas_as_diffusers(
     ours = af.compiled_delta(store.compiled(published.version), layout)
 
     pipeline.load_lora_weights(str(tmp_path), weight_name=file.name, adapter_name="a")
-    theirs = _peer_deltas(pipeline)
+    theirs = peer_deltas(pipeline)
     assert set(theirs) == set(ours) == set(paths)
     for path, delta in theirs.items():
         error = (ours[path] - delta.double()).norm() / delta.norm()
@@ -143,7 +83,7 @@ def test_the_same_deltas_as_peft(store: Store, tmp_path: Path, pipeline: StableD
     """A folder that PEFT itself wrote: its config as an option, ranks and alphas by pattern."""
     from peft import LoraConfig, get_peft_model
 
-    layout = _layout(pipeline)
+    layout = layout_of(pipeline)
     store.register_layout(layout)
     config = LoraConfig(
         r=4,
@@ -180,7 +120,7 @@ def test_the_same_deltas_as_pefts_loha_and_lokr(
     """Linear layers and convolutions, the latter with a core; alpha is in the config only."""
     from peft import LoHaConfig, LoKrConfig, get_peft_model
 
-    layout = _layout(pipeline)
+    layout = layout_of(pipeline)
     store.register_layout(layout)
     shared = {"target_modules": ["to_q", "to_k", "proj_in", "conv1"], "init_weights": False, "r": 2, "alpha": 3}
     if kind == "LoHa":

@@ -1,0 +1,86 @@
+"""From the store to a file that others read.
+
+Takes a store, a reference, a form and a place; gives the files written. Exact: the canonical factors in fp32, with an
+alpha that gives the same scale. Knows no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from loramux_store.forms.container import write_file, write_text
+from loramux_store.forms.factors import Factors, read_factors
+from loramux_store.forms.kohya import kohya_tensors
+from loramux_store.forms.peft import diffusers_file, peft_folders
+from loramux_store.forms.vectors import embedding_tensors
+from loramux_store.layout import KNOWN_NAMES, Layout, known_layout
+from loramux_store.store import Store
+
+__all__ = ["FORMS", "Form", "export", "write_adapter"]
+
+Form = Literal["kohya", "diffusers", "peft"]
+FORMS: tuple[Form, ...] = get_args(Form)
+_ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1/lora",
+    "sd2": "stable-diffusion-v2-512/lora",
+    "sdxl": "stable-diffusion-xl-v1-base/lora",
+}
+
+
+def export(store: Store, ref: str, form: Form, target: Path) -> tuple[Path, ...]:
+    """Write a version: kohya and diffusers to the file `target`, PEFT to a folder of that name.
+
+    Raises:
+        Inexpressible: the form cannot say what the adapter does.
+        FileExistsError: what is there is never replaced.
+        NotFound, DataLoss: as of the store.
+    """
+    version = store.resolve(ref)
+    compiled = store.compiled(version)
+    source = {"loramux.source": f"{version.adapter}@{version.number} {version.digest}"}
+    if version.embedding is not None:
+        tensors = embedding_tensors(compiled, version.embedding, form)
+        write_file(target, tensors, source)
+        return (target,)
+    layout = store.layout(version.layout_digest)
+    return write_adapter(read_factors(compiled, layout), layout, form, target, source)
+
+
+def write_adapter(
+    modules: Iterable[Factors], layout: Layout, form: Form, target: Path, metadata: Mapping[str, str]
+) -> tuple[Path, ...]:
+    """Write factors in a form; metadata: what else the file says of itself. Raises as export does."""
+    said = {"format": "pt", **_architecture(layout), **metadata}
+    if form == "peft":
+        return _write_folders(modules, target, said)
+    if form == "diffusers":
+        tensors, configs = diffusers_file(modules)
+        said |= configs
+    else:
+        tensors = kohya_tensors(modules, layout)
+    write_file(target, tensors, said)
+    return (target,)
+
+
+def _write_folders(modules: Iterable[Factors], target: Path, said: Mapping[str, str]) -> tuple[Path, ...]:
+    """PEFT loads one model at a time, from a folder."""
+    folders = peft_folders(modules)
+    target.mkdir()
+    written: list[Path] = []
+    for component, (tensors, config) in folders.items():
+        folder = target / component
+        folder.mkdir()
+        write_file(folder / "adapter_model.safetensors", tensors, said)
+        write_text(folder / "adapter_config.json", config)
+        written += [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
+    return tuple(written)
+
+
+def _architecture(layout: Layout) -> dict[str, str]:
+    """What tells SD1 from SD2 where shapes do not."""
+    for name in KNOWN_NAMES:
+        if layout.digest == known_layout(name).digest:
+            return {"modelspec.architecture": _ARCHITECTURES[name]}
+    return {}
