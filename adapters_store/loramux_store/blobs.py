@@ -40,6 +40,7 @@ class Shelf:
         self.uploads = root / "uploads"
         self.blobs = root / "blobs" / "sha256"
         self.compiled = root / "compiled"
+        self.quarantine = root / "quarantine"
 
     def prepare(self) -> None:
         """Create the folders, durably."""
@@ -58,12 +59,30 @@ class Shelf:
 
     def discard(self, path: Path) -> int:
         """Remove a file; how many bytes it had."""
-        try:
-            size = path.lstat().st_size
-        except FileNotFoundError:
-            return 0
+        size = self.size(path)
         self.disk.remove(path)
         return size
+
+    def set_aside(self, digest: str) -> Path:
+        """Move a blob whose bytes are not its own any more to the quarantine; where it lies then."""
+        kept = self.quarantine / digest
+        self.disk.make_folder(self.quarantine)
+        self.disk.sync_folder(self.root)
+        self.disk.rename(self.blob(digest), kept)
+        self.disk.sync_folder(self.quarantine)
+        self.disk.sync_folder(self.blob(digest).parent)
+        return kept
+
+    def relative(self, path: Path) -> str:
+        """The path as seen from the store's folder."""
+        return path.relative_to(self.root).as_posix()
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file; 0 where it is gone."""
+        try:
+            return path.lstat().st_size
+        except FileNotFoundError:
+            return 0
 
     def blob(self, digest: str) -> Path:
         """Where the bytes of that sha256 lie."""

@@ -28,6 +28,7 @@ from loramux_store.catalog_rows import (
     update_adapter,
     version_of,
 )
+from loramux_store.census import Counted, faults, forget, take_census
 from loramux_store.errors import NotFound
 from loramux_store.layout import Layout
 from loramux_store.names import Ref
@@ -188,6 +189,24 @@ class Catalog:
         """What the rows speak of now."""
         with self._reading() as connection:
             return _listed(connection)
+
+    def census(self) -> list[Counted]:
+        """Every version, deleted adapters' too."""
+        with self._reading() as connection:
+            return take_census(connection)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the file or between its rows."""
+        with self._reading() as connection:
+            return faults(connection)
+
+    def forget(self, before_us: int, *, dry_run: bool) -> tuple[list[str], Listed]:
+        """Remove the rows of adapters deleted before a time; their names, and what the other rows speak of."""
+        with self._writing() as connection, connection.begin_nested() as step:
+            gone, left = forget(connection, before_us), _listed(connection)
+            if dry_run:
+                step.rollback()
+        return gone, left
 
     @contextmanager
     def locked(self) -> Generator[Listed]:

@@ -13,7 +13,9 @@ from typing import Generic, Literal, TypeVar
 __all__ = [
     "AcceptReport",
     "AdapterRecord",
+    "Collected",
     "Embedding",
+    "Finding",
     "InterpretOptions",
     "MatchedModule",
     "Page",
@@ -181,3 +183,30 @@ class Reclaimed:
 
     files: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What gc removes. adapters: deleted for longer than the grace; files: path under the store, and bytes."""
+
+    adapters: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(size for _, size in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What fsck found. code: a word for programs; subject: a version (`ink@3`), or a path under the store.
+
+    lost: uploaded bytes are damaged or gone, which no repair brings back; mended: it is as it should be again.
+    """
+
+    code: str
+    subject: str
+    detail: str
+    lost: bool = False
+    mended: bool = False

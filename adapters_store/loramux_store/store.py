@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,19 +20,23 @@ from typing import TypeVar
 from loramux_store import compiled_embedding
 from loramux_store.blobs import READ_CHUNK, Shelf
 from loramux_store.catalog import Catalog, NewVersion
+from loramux_store.collecting import collect
 from loramux_store.compiled_file import is_current
+from loramux_store.conversion import convert, planned
 from loramux_store.disk import Disk, free_bytes, refuse_network
 from loramux_store.errors import Closed, InvalidArgument, NotFound, UploadNotFound
-from loramux_store.formats.embedding import EmbeddingPlan, plan_embedding
-from loramux_store.formats.plan import Plan, make_plan
-from loramux_store.header import Container, read_container
+from loramux_store.formats.embedding import EmbeddingPlan
+from loramux_store.formats.plan import Plan
+from loramux_store.fsck import inspect
+from loramux_store.header import read_container
 from loramux_store.layout import KNOWN_NAMES, Layout, known_layout, known_layouts
 from loramux_store.names import Ref, check_name, parse_ref
 from loramux_store.paging import check_page_size, read_token, write_token
 from loramux_store.record import (
     AcceptReport,
     AdapterRecord,
-    InterpretOptions,
+    Collected,
+    Finding,
     Page,
     Published,
     Reclaimed,
@@ -186,7 +190,7 @@ class Store:
         if embedding is not None:
             options = replace(options, trigger=embedding.trigger)
         if spec.validate_only:
-            warnings = _convert(plan, len)
+            warnings = convert(plan, len)
             return Published(None, _warned(plan.report, warnings), created=False)
         digest = version_digest(blob_digest, options)
         compiled = self._shelf.new_part()
@@ -215,7 +219,7 @@ class Store:
     def _plan(self, path: Path, spec: UploadSpec) -> Plan | EmbeddingPlan:
         container = read_container(path, self._limits.file_bytes)
         wanted = self.layout(spec.layout) if spec.layout is not None else None
-        return _planned(container, spec.options, spec.name, self.layouts(), wanted)
+        return planned(container, spec.options, spec.name, self.layouts(), wanted)
 
     def _write_compiled(self, plan: Plan | EmbeddingPlan, part: Path) -> tuple[str, ...]:
         disk, digest = self._shelf.disk, hashlib.sha256()
@@ -225,7 +229,7 @@ class Store:
                 digest.update(data)
                 disk.write(handle, data)
 
-            warnings = _convert(plan, write)
+            warnings = convert(plan, write)
             disk.write(handle, digest.digest())
             disk.sync(handle)
         return warnings
@@ -284,6 +288,14 @@ class Store:
                 gone += [self._shelf.discard(file.path) for file in unlisted if not listed.has(file)]
         return Reclaimed(len(gone), sum(gone))
 
+    def gc(self, grace_s: float, *, dry_run: bool = False) -> Collected:
+        """Remove adapters deleted longer than grace_s ago, and every file that no row needs then; or only tell."""
+        return collect(self._open_catalog(), self._shelf, self._uploads, grace_s, dry_run=dry_run)
+
+    def fsck(self, *, full: bool = False, repair: bool = False) -> tuple[Finding, ...]:
+        """Compare rows and files; full: hash them all; repair: mend what can be mended."""
+        return inspect(self, self._open_catalog(), self._shelf, self._uploads, full=full, repair=repair)
+
     def stats(self) -> StoreStats:
         """Counts and sizes."""
         adapters, versions, blobs, size = self._open_catalog().counts()
@@ -297,7 +309,7 @@ class Store:
         layout = self.layout(version.layout_digest)
         blob = self._shelf.verified_blob(version.blob_digest)
         container = read_container(blob, max(self._limits.file_bytes, version.size_bytes))
-        plan = _planned(container, version.options, version.adapter, [layout], layout)
+        plan = planned(container, version.options, version.adapter, [layout], layout)
         part = self._shelf.new_part()
         try:
             self._write_compiled(plan, part)
@@ -310,25 +322,6 @@ class Store:
         if self._closed:
             raise Closed("the store is closed")
         return self._catalog
-
-
-def _planned(
-    container: Container, options: InterpretOptions, name: str, layouts: Sequence[Layout], wanted: Layout | None
-) -> Plan | EmbeddingPlan:
-    embedding = plan_embedding(container, options, name, layouts, wanted)
-    if embedding is not None:
-        return embedding
-    if options.trigger is not None:
-        raise InvalidArgument("options.trigger", options.trigger, "none: the file is no embedding")
-    return make_plan(container, options, layouts, wanted)
-
-
-def _convert(plan: Plan | EmbeddingPlan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:
-    # here, not above: whoever only lists adapters does not pay for importing torch
-    from loramux_store.formats.convert import convert
-    from loramux_store.formats.convert_embedding import convert_embedding
-
-    return convert_embedding(plan, sink) if isinstance(plan, EmbeddingPlan) else convert(plan, sink)
 
 
 def _is_current(path: Path, version: VersionRecord) -> bool:

@@ -159,13 +159,17 @@ class Uploads:
                 count, announced, remaining = count + 1, announced + size, remaining + max(0, size - received)
         return Reserved(count, announced, remaining)
 
+    def idle(self) -> dict[str, int]:
+        """Uploads that have been idle for too long: bytes of each part, by the name of its file."""
+        found = (_Files.of(self._folder, key) for key in {path.stem for path in self._folder.iterdir()})
+        return {files.part.name: _size(files.part) for files in found if time.time() - files.touched() > self._idle_s}
+
     def expire(self) -> list[int]:
         """Remove what has been idle for too long and nobody holds; the bytes of each part."""
         gone: list[int] = []
-        for key in {path.stem for path in self._folder.iterdir()}:
+        for name in self.idle():
+            key = name.removesuffix(".part")
             files = _Files.of(self._folder, key)
-            if time.time() - files.touched() <= self._idle_s:
-                continue
             with suppress(UploadBusy), self._door, self._lock(files, key).handle:
                 size = _size(files.part)
                 self._remove(files)

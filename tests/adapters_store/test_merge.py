@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import adapter_files as af
 import adapter_kinds as kinds
@@ -68,7 +69,7 @@ def test_other_deltas_become_dense_and_stay_exact(store: Store, tmp_path: Path) 
     wanted = {FF: 0.5 * row.delta + 2 * kron.delta - bias.delta, CONV: 2 * alone.delta}
     same(publish(store, out, "d"), wanted)
     _, parts = af.compiled_parts(store.compiled(store.resolve("d")))
-    assert torch.equal(parts[FF]["bias"], -bias.bias)
+    assert bias.bias is not None and torch.equal(parts[FF]["bias"], -bias.bias)
     assert torch.equal(parts["unet.conv_norm_out"]["weight"], torch.full((8,), 0.5).double())
     with pytest.raises(Inexpressible, match="normalisation"):
         merge(store, entries, Method(), "peft", tmp_path / "folder")
@@ -119,13 +120,15 @@ class _Toy(nn.Module):
 TOY = Layout("peft_toy", {"unet.conv": ModuleSpec("conv2d", (6, 4, 3, 3)), "unet.lin": ModuleSpec("linear", (7, 10))})
 
 
-def _by_peft(made: Mapping[str, Mapping[str, af.Factors]], weights: Mapping[str, float], method: Method) -> dict:
+def _by_peft(
+    made: Mapping[str, Mapping[str, af.Factors]], weights: Mapping[str, float], method: Method
+) -> dict[str, Tensor]:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=3, lora_alpha=2, target_modules=["conv", "lin"])
     model = get_peft_model(_Toy(), config, adapter_name="ink")
     model.add_adapter("moss", config)
-    layers = {"unet.conv": model.base_model.model.conv, "unet.lin": model.base_model.model.lin}
+    layers: dict[str, Any] = {"unet.conv": model.base_model.model.conv, "unet.lin": model.base_model.model.lin}
     for name, factors in made.items():
         for path, module in factors.items():
             layers[path].lora_A[name].weight.data = module.down

@@ -1,0 +1,38 @@
+"""From a checked container to a compiled file, whatever it holds.
+
+Takes a Container, the options and the layouts; gives a plan with its accept report, then bytes. Knows no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from loramux_store.errors import InvalidArgument
+from loramux_store.formats.embedding import EmbeddingPlan, plan_embedding
+from loramux_store.formats.plan import Plan, make_plan
+from loramux_store.header import Container
+from loramux_store.layout import Layout
+from loramux_store.record import InterpretOptions
+
+__all__ = ["convert", "planned"]
+
+
+def planned(
+    container: Container, options: InterpretOptions, name: str, layouts: Sequence[Layout], wanted: Layout | None
+) -> Plan | EmbeddingPlan:
+    """What a file would become. wanted: the layout that it must be of. Raises Refused, InvalidArgument."""
+    embedding = plan_embedding(container, options, name, layouts, wanted)
+    if embedding is not None:
+        return embedding
+    if options.trigger is not None:
+        raise InvalidArgument("options.trigger", options.trigger, "none: the file is no embedding")
+    return make_plan(container, options, layouts, wanted)
+
+
+def convert(plan: Plan | EmbeddingPlan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:
+    """Give the compiled file's bytes to the sink; the warnings that only values can give. Raises Refused."""
+    # here, not above: whoever only lists adapters does not pay for importing torch
+    from loramux_store.formats import convert as lora
+    from loramux_store.formats import convert_embedding as embedding
+
+    return embedding.convert_embedding(plan, sink) if isinstance(plan, EmbeddingPlan) else lora.convert(plan, sink)
