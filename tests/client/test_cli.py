@@ -237,9 +237,9 @@ async def test_generate_says_where_an_embedding_acted(
 
 
 @pytest.mark.parametrize("file,name", [("ink.safetensors", "ink"), ("日本.safetensors", "check")])
-async def test_check_publishes_nothing(server: Any, tmp_path: Path, file: str, name: str) -> None:
+async def test_a_dry_run_publishes_nothing(server: Any, tmp_path: Path, file: str, name: str) -> None:
     (tmp_path / file).write_bytes(b"bytes")
-    assert await run(server, "adapters", "check", str(tmp_path / file)) == 0
+    assert await run(server, "adapters", "push", str(tmp_path / file), "--dry-run") == 0
     assert server.requests[0].validate_only and server.requests[0].name == name
 
 

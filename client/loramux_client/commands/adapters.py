@@ -15,6 +15,7 @@ from cyclopts import App, Parameter, Token
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
 from loramux_client import shelf, terminal
+from loramux_client.commands.installed import shelf_tools
 from loramux_client.commands.server import Json, Server, connect
 from loramux_client.errors import InvalidArgument
 
@@ -22,6 +23,9 @@ SHOWN_IGNORED = 5
 """Ignored keys that a push lists one by one; a file of another trainer can have hundreds."""
 
 adapters = App(name="adapters", help="Put adapters on the shelf, look at them, take them off.")
+
+for _tool in shelf_tools():
+    adapters.command(_tool)
 
 Name = Annotated[str, Parameter(help="Name of the adapter.")]
 File = Annotated[Path, Parameter(help="A safetensors file.")]
@@ -71,6 +75,9 @@ def push(
     peft_config: PeftConfig = None,
     alpha: Alpha = None,
     trigger: Trigger = None,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Only ask whether the server would take it, and what it would make of it.")
+    ] = False,
     server: Server = None,
 ) -> None:
     """Upload a file as a new version of an adapter.
@@ -86,37 +93,19 @@ def push(
         peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
         alpha=alpha,
         trigger=trigger,
+        validate_only=dry_run or None,
     )
+    if dry_run:
+        uploaded = _upload(server, file, name or _would_be_name(file), options)
+        terminal.say(f"{file} would be accepted")
+        _say_report(uploaded.report, whole=True)
+        return
     uploaded = _upload(server, file, name, options)
     if (version := uploaded.version) is not None:
         news = "pushed" if uploaded.created else "already there:"
         digest = terminal.short(version.digest)
         terminal.say(f"{news} {version.adapter}@{version.number} ({digest})")
     _say_report(uploaded.report)
-
-
-@adapters.command
-def check(
-    file: File,
-    /,
-    *,
-    layout: Layout = None,
-    peft_config: PeftConfig = None,
-    alpha: Alpha = None,
-    trigger: Trigger = None,
-    server: Server = None,
-) -> None:
-    """Ask the server whether it would take a file, and what it would make of it."""
-    options = _options(
-        validate_only=True,
-        layout=layout,
-        peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
-        alpha=alpha,
-        trigger=trigger,
-    )
-    uploaded = _upload(server, file, _would_be_name(file), options)
-    terminal.say(f"{file} would be accepted")
-    _say_report(uploaded.report, whole=True)
 
 
 @adapters.command(name="list")

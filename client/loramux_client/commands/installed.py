@@ -1,7 +1,8 @@
-"""Commands that other packages bring: serve, demo, bench, train, config.
+"""Commands that other packages bring: serve, demo, bench, train, config, and the store's tools.
 
-Takes: the entry points of the group `loramux.commands` (name -> function or cyclopts App). Gives:
-commands that load them when they are run, never before: theirs is torch. Does not know what they do.
+Takes: the entry points of the group `loramux.commands` (name -> function or cyclopts App), and of the tools the places
+where the `server` extra has them. Gives: commands that load them when they are run, never before: theirs is torch. Does
+not know what they do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ _SUMMARIES = {
     "train": "Train an adapter.",
 }
 
+_TOOLS = {
+    "check": "Say whether a file would be taken; no server is asked.",
+    "export": "Write a version for other programs, in kohya's, diffusers' or PEFT's form.",
+    "merge": "Bake a blend into one file.",
+    "fsck": "Compare the store's catalog with its files, and repair.",
+    "gc": "Remove adapters deleted long ago, and files that no version needs.",
+}
+_TOOLS_PLACE = "loramux_server.shelf_commands"
+
 Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 
 
@@ -33,29 +43,32 @@ class ExtraMissing(Exception):
 def installed_commands(found: Iterable[EntryPoint] | None = None) -> list[App]:
     """A stand-in for each command found."""
     points = entry_points(group=GROUP) if found is None else found
-    return [_stand_in(point) for point in sorted(points, key=lambda point: point.name)]
+    ordered = sorted(points, key=lambda point: point.name)
+    return [_stand_in(point, _SUMMARIES.get(point.name, f"From {point.module}.")) for point in ordered]
 
 
-def _stand_in(point: EntryPoint) -> App:
+def shelf_tools() -> list[App]:
+    """A stand-in for each of the store's tools, which work on the store's folder without a server."""
+    points = [EntryPoint(name, f"{_TOOLS_PLACE}:{name}", GROUP) for name in _TOOLS]
+    return [_stand_in(point, _TOOLS[point.name], "loramux adapters") for point in points]
+
+
+def _stand_in(point: EntryPoint, summary: str, before: str = "loramux") -> App:
     def run(*tokens: Tokens) -> Any:
-        return _load(point)(tokens)
+        return _load(point, f"{before} {point.name}")(tokens)
 
-    summary = _SUMMARIES.get(point.name, f"From {point.module}.")
     # No flags of its own: `loramux serve --help` is for the real command to answer.
     return App(name=point.name, help=summary, help_flags=[], version_flags=[], default_command=run)
 
 
-def _load(point: EntryPoint) -> Callable[[tuple[str, ...]], Any]:
+def _load(point: EntryPoint, spoken: str) -> Callable[[tuple[str, ...]], Any]:
     """The real command, which reads its own tokens."""
     try:
         command = point.load()
     except ModuleNotFoundError as missing:
         extra = point.module.partition(".")[0].removeprefix("loramux_")
         raise ExtraMissing(
-            f"`loramux {point.name}` needs {missing.name}, which is not installed: pip install 'loramux[{extra}]'"
+            f"`{spoken}` needs {missing.name}, which is not installed: pip install 'loramux[{extra}]'"
         ) from None
-    if isinstance(command, App):
-        app = command
-    else:
-        app = App(name=f"loramux {point.name}", default_command=command, version_flags=[])
+    app = command if isinstance(command, App) else App(name=spoken, default_command=command, version_flags=[])
     return lambda tokens: app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
