@@ -127,6 +127,15 @@ def test_what_has_lost_its_blob_and_its_compiled_file_is_lost(store: Store, ink:
     assert store.resolve("ink") == ink
 
 
+def test_of_a_deleted_adapter_only_the_upload_counts(store: Store, ink: VersionRecord, root: Path) -> None:
+    """Its compiled file is made again when it comes back."""
+    store.delete_adapter("ink")
+    compiled(root, ink).unlink()
+    assert codes(store, full=True, repair=True) == []
+    spoil(blob(root, ink))
+    assert codes(store, full=True) == [("blob_damaged", "ink@1", True, False)]
+
+
 def test_versions_that_share_a_blob_are_each_told(store: Store, ink: VersionRecord, root: Path, tmp_path: Path) -> None:
     put(store, tmp_path, "also", 1)
     spoil(blob(root, ink))
