@@ -1,6 +1,8 @@
 """What leaves the store means what came in: read again by us, by diffusers and by PEFT."""
 
+import errno
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from math import prod
@@ -207,7 +209,36 @@ def test_the_same_bytes_each_time_and_nothing_replaced(store: Store, tmp_path: P
         assert header["__metadata__"]["loramux.source"].startswith("a@1 ")
         with pytest.raises(FileExistsError, match="nothing is replaced"):
             export(store, "a", form, tmp_path / f"{form}1")
+    export(store, "a", "peft", tmp_path / "folder")
+    with pytest.raises(FileExistsError, match="nothing is replaced"):
+        export(store, "a", "peft", tmp_path / "folder")
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_a_full_disk_leaves_nothing(store: Store, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, af.write(tmp_path / "a.safetensors", af.kohya_tensors(af.factors(af.TOY_SD1, [LINEAR]))), "a")
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    before = sorted(tmp_path.iterdir())
+    store.compiled(store.resolve("a"))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        export(store, "a", form, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_system_without_links_will_do(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, af.write(tmp_path / "a.safetensors", af.kohya_tensors(af.factors(af.TOY_SD1, [LINEAR]))), "a")
+
+    def none(_source: Path, _target: Path) -> None:
+        raise PermissionError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", none)
+    (out,) = export(store, "a", "kohya", tmp_path / "out")
+    assert len(safetensors.torch.load_file(out)) == 3 and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])

@@ -402,6 +402,17 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pip install 'loramux[lacking]'" in line
 
 
+@pytest.mark.parametrize("tool", ["check", "export", "merge", "fsck", "gc"])
+def test_the_stores_tools_say_what_they_need(
+    tool: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "loramux_server.shelf_commands", None)
+    assert cli.main(["adapters", tool, "--help"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"`loramux adapters {tool}` needs" in line
+    assert "pip install 'loramux[server]'" in line
+
+
 # The plain install.
 
 

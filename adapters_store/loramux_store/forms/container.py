@@ -49,6 +49,16 @@ def _write(path: Path, pieces: list[bytes | memoryview]) -> None:
                 handle.write(piece)
             handle.flush()
             os.fsync(handle.fileno())
-        os.link(draft, path)  # unlike a rename it never takes another's place
+        _publish(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _publish(draft: Path, path: Path) -> None:
+    """Unlike a rename, a link never takes another's place; not every file system has links."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        draft.rename(path)

@@ -6,6 +6,8 @@ alpha that gives the same scale. Knows no server.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -67,15 +69,19 @@ def write_adapter(
 def _write_folders(modules: Iterable[Factors], target: Path, said: Mapping[str, str]) -> tuple[Path, ...]:
     """PEFT loads one model at a time, from a folder."""
     folders = peft_folders(modules)
-    target.mkdir()
-    written: list[Path] = []
-    for component, (tensors, config) in folders.items():
-        folder = target / component
-        folder.mkdir()
-        write_file(folder / "adapter_model.safetensors", tensors, said)
-        write_text(folder / "adapter_config.json", config)
-        written += [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
-    return tuple(written)
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; nothing is replaced")
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    draft.mkdir()
+    try:
+        for component, (tensors, config) in folders.items():
+            (draft / component).mkdir()
+            write_file(draft / component / "adapter_model.safetensors", tensors, said)
+            write_text(draft / component / "adapter_config.json", config)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return tuple(sorted(path for path in target.rglob("*") if path.is_file()))
 
 
 def _architecture(layout: Layout) -> dict[str, str]:
