@@ -8,8 +8,11 @@ it imports no torch.
 from loramux_store.layout import Layout, ModuleSpec, known_layout
 from loramux_store.record import (
     AcceptReport,
+    AdapterChange,
     AdapterRecord,
+    AuditEvent,
     Embedding,
+    FileNotes,
     InterpretOptions,
     MatchedModule,
     Page,
@@ -18,6 +21,7 @@ from loramux_store.record import (
     StoreStats,
     UploadSpec,
     VersionRecord,
+    VersionSummary,
 )
 from loramux_store.store import Store
 from loramux_store.upload import Upload
@@ -25,8 +29,11 @@ from loramux_store.uploads import Unfinished
 
 __all__ = [
     "AcceptReport",
+    "AdapterChange",
     "AdapterRecord",
+    "AuditEvent",
     "Embedding",
+    "FileNotes",
     "InterpretOptions",
     "Layout",
     "MatchedModule",
@@ -40,5 +47,6 @@ __all__ = [
     "Upload",
     "UploadSpec",
     "VersionRecord",
+    "VersionSummary",
     "known_layout",
 ]

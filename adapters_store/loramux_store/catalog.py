@@ -16,36 +16,30 @@ from typing import Any
 import sqlalchemy as sa
 
 from loramux_store.blobs import StoredFile
+from loramux_store.catalog_queries import Key, adapter_page, adapter_query, event_page, version_page, version_query
+from loramux_store.catalog_records import adapter_of, etag_of, event_of, summary_of, time_of, version_of
 from loramux_store.catalog_rows import (
     NewVersion,
-    adapter_of,
+    change_adapter,
     insert_adapter,
+    insert_event,
     insert_layout,
     insert_version,
     is_latest,
     now_us,
-    time_of,
-    update_adapter,
-    version_of,
+    upload_again,
+    write_search,
 )
 from loramux_store.census import Counted, faults, forget, take_census
-from loramux_store.errors import NotFound
+from loramux_store.errors import Changed, NotFound
 from loramux_store.layout import Layout
 from loramux_store.names import Ref
-from loramux_store.record import AdapterRecord, UploadSpec, VersionRecord
-from loramux_store.schema import adapters, blobs, layouts, migrate, open_engine, versions
+from loramux_store.record import AdapterChange, AdapterRecord, AuditEvent, UploadSpec, VersionRecord, VersionSummary
+from loramux_store.schema import adapters, aliases, blobs, layouts, migrate, open_engine, versions
+from loramux_store.selection import Selection
 from loramux_store.sqlite_errors import told
 
 __all__ = ["Catalog", "Listed", "NewVersion"]
-
-_VERSION_COLUMNS = (
-    versions,
-    blobs.c.size_bytes,
-    layouts.c.name.label("layout_name"),
-)
-_JOINED = versions.join(blobs, versions.c.blob_digest == blobs.c.digest).join(
-    layouts, versions.c.layout_digest == layouts.c.digest
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +87,9 @@ class Catalog:
 
     # -- versions ----------------------------------------------------------------------------
 
-    def add_version(self, spec: UploadSpec, new: NewVersion, place: Callable[[], None]) -> tuple[VersionRecord, bool]:
+    def add_version(
+        self, spec: UploadSpec, new: NewVersion, who: str, place: Callable[[], None]
+    ) -> tuple[VersionRecord, bool]:
         """Add a version to spec.name; False if the latest one is the same already.
 
         place: gives the version's files their names. It is called inside the transaction, so that
@@ -105,42 +101,38 @@ class Catalog:
             row = connection.execute(sa.select(adapters).where(adapters.c.name == spec.name)).one_or_none()
             same = row is not None and is_latest(connection, row, new)
             if row is None:
-                adapter_id, number = insert_adapter(connection, spec, now), 1
+                adapter_id, number, changed = insert_adapter(connection, spec, now), 1, ""
             else:
                 adapter_id, number = row.id, row.latest + (not same)
-                update_adapter(connection, row, spec, number, now, same)
+                changed = upload_again(connection, row, spec, number, now)
             if not same:
                 insert_version(connection, adapter_id, number, new, now)
-            found = _select_version(connection, spec.name, number)
+            if changed is not None:
+                write_search(connection, adapter_id)
+                insert_event(connection, now, who, "upload", spec.name, number, changed)
+            found = connection.execute(version_query(spec.name, number)).one()
         return version_of(found), not same
 
     def version(self, ref: Ref) -> VersionRecord:
-        """A version of an adapter that is not deleted; the latest without a number."""
+        """A version of an adapter that is not deleted; the latest with neither number nor alias."""
         with self._reading() as connection:
             row = _live(connection, ref.name)
             number = row.latest if ref.number is None else ref.number
-            found = _select_version(connection, ref.name, number)
+            if ref.alias is not None:
+                number = _aliased(connection, row, ref.alias)
+            found = connection.execute(version_query(ref.name, number)).one_or_none()
         if found is None:
             raise NotFound(
-                f"{ref.name}@{ref.number}",
-                f"adapter {ref.name!r} has no version {ref.number}; its latest is {row.latest}",
+                f"{ref.name}@{number}",
+                f"adapter {ref.name!r} has no version {number}; its latest is {row.latest}",
             )
         return version_of(found)
 
-    def versions(self, name: str, count: int, below: int | None) -> list[VersionRecord]:
+    def versions(self, name: str, count: int, below: int | None) -> list[VersionSummary]:
         """Versions of a live adapter, newest first, with numbers below `below`."""
-        query = (
-            sa.select(*_VERSION_COLUMNS, adapters.c.name.label("adapter"))
-            .select_from(_JOINED.join(adapters, adapters.c.id == versions.c.adapter_id))
-            .where(adapters.c.name == name)
-            .order_by(versions.c.number.desc())
-            .limit(count)
-        )
-        if below is not None:
-            query = query.where(versions.c.number < below)
         with self._reading() as connection:
             _live(connection, name)
-            return [version_of(row) for row in connection.execute(query)]
+            return [summary_of(row) for row in connection.execute(version_page(name, count, below))]
 
     # -- adapters ----------------------------------------------------------------------------
 
@@ -148,22 +140,44 @@ class Catalog:
         """A live adapter."""
         with self._reading() as connection:
             _live(connection, name)
-            return adapter_of(connection.execute(_adapters().where(adapters.c.name == name)).one())
+            return _adapter(connection, name)
 
-    def adapters(self, count: int, after: str) -> list[AdapterRecord]:
-        """Live adapters by name, those after `after`."""
-        query = _adapters().where(adapters.c.delete_us.is_(None), adapters.c.name > after)
+    def adapters(self, selection: Selection, count: int, after: Key | None) -> list[AdapterRecord]:
+        """The adapters of a selection, those after a key."""
         with self._reading() as connection:
-            rows = connection.execute(query.order_by(adapters.c.name).limit(count))
-            return [adapter_of(row) for row in rows]
+            return [adapter_of(row) for row in connection.execute(adapter_page(selection, count, after))]
 
-    def delete(self, name: str) -> AdapterRecord:
+    def change(self, name: str, change: AdapterChange, etag: str, who: str) -> AdapterRecord:
+        """Say anew what an owner says of a live adapter."""
+        with self._writing() as connection:
+            row, now = _live(connection, name), now_us()
+            _check_etag(row, etag)
+            changed = change_adapter(connection, row, change, now)
+            if changed is not None:
+                write_search(connection, row.id)
+                insert_event(connection, now, who, "update", name, detail=changed)
+            return _adapter(connection, name)
+
+    def delete(self, name: str, etag: str, who: str) -> AdapterRecord:
         """Hide an adapter; its versions stay where they are."""
         with self._writing() as connection:
-            _live(connection, name)
-            now = now_us()
-            connection.execute(adapters.update().where(adapters.c.name == name).values(delete_us=now, update_us=now))
-            return adapter_of(connection.execute(_adapters().where(adapters.c.name == name)).one())
+            row, now = _live(connection, name), now_us()
+            _check_etag(row, etag)
+            return _set_deleted(connection, row, now, who, "delete", now)
+
+    def undelete(self, name: str, etag: str, who: str) -> AdapterRecord:
+        """Show a deleted adapter again; one that is not deleted stays as it is."""
+        with self._writing() as connection:
+            row = _row(connection, name)
+            _check_etag(row, etag)
+            if row.delete_us is None:
+                return _adapter(connection, name)
+            return _set_deleted(connection, row, None, who, "undelete", now_us())
+
+    def events(self, name: str, count: int, below: int | None) -> list[tuple[int, AuditEvent]]:
+        """The audit log of an adapter, of all where the name is empty: ids and events, the newest first."""
+        with self._reading() as connection:
+            return [(row.id, event_of(row)) for row in connection.execute(event_page(name, count, below))]
 
     def counts(self) -> tuple[int, int, int, int]:
         """(live adapters, their versions, blobs, bytes of the blobs)."""
@@ -238,28 +252,43 @@ def _listed(connection: sa.Connection) -> Listed:
     )
 
 
-def _adapters() -> sa.Select[Any]:
-    columns = [column.label(f"adapter_{column.name}") for column in adapters.c]
-    joined = _JOINED.join(
-        adapters,
-        sa.and_(adapters.c.id == versions.c.adapter_id, adapters.c.latest == versions.c.number),
-    )
-    return sa.select(*_VERSION_COLUMNS, adapters.c.name.label("adapter"), *columns).select_from(joined)
+def _adapter(connection: sa.Connection, name: str) -> AdapterRecord:
+    return adapter_of(connection.execute(adapter_query().where(adapters.c.name == name)).one())
 
 
-def _select_version(connection: sa.Connection, name: str, number: int) -> Any:
-    query = (
-        sa.select(*_VERSION_COLUMNS, adapters.c.name.label("adapter"))
-        .select_from(_JOINED.join(adapters, adapters.c.id == versions.c.adapter_id))
-        .where(adapters.c.name == name, versions.c.number == number)
-    )
-    return connection.execute(query).one_or_none()
-
-
-def _live(connection: sa.Connection, name: str) -> Any:
+def _row(connection: sa.Connection, name: str) -> Any:
     row = connection.execute(sa.select(adapters).where(adapters.c.name == name)).one_or_none()
     if row is None:
         raise NotFound(name)
+    return row
+
+
+def _live(connection: sa.Connection, name: str) -> Any:
+    row = _row(connection, name)
     if row.delete_us is not None:
         raise NotFound(name, f"adapter {name!r} was deleted at {time_of(row.delete_us).isoformat()}")
     return row
+
+
+def _aliased(connection: sa.Connection, row: Any, alias: str) -> int:
+    query = sa.select(aliases.c.alias, aliases.c.number).where(aliases.c.adapter_id == row.id)
+    found = {each.alias: each.number for each in connection.execute(query)}
+    if alias not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise NotFound(f"{row.name}@{alias}", f"adapter {row.name!r} has no alias {alias!r}; it has {known}")
+    return found[alias]
+
+
+def _check_etag(row: Any, etag: str) -> None:
+    """An empty one means: whatever it is like."""
+    if etag and etag != (current := etag_of(row.create_us, row.revision)):
+        raise Changed(row.name, etag, current)
+
+
+def _set_deleted(
+    connection: sa.Connection, row: Any, deleted: int | None, who: str, action: str, now: int
+) -> AdapterRecord:
+    values = {"delete_us": deleted, "update_us": now, "revision": row.revision + 1}
+    connection.execute(adapters.update().where(adapters.c.id == row.id).values(values))
+    insert_event(connection, now, who, action, row.name)
+    return _adapter(connection, row.name)

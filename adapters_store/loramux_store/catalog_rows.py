@@ -1,35 +1,39 @@
-"""Single rows of the catalog: written from specs, read as records.
+"""Single rows of the catalog, written.
 
-Takes an open transaction, specs and rows; gives records. Knows neither when a transaction begins nor files.
+Takes an open transaction, specs and changes; gives what changed, in words. Knows neither when a transaction begins nor
+files; `catalog_records` reads what is written here.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from loramux_store.errors import InvalidArgument
 from loramux_store.layout import Layout
-from loramux_store.record import AdapterRecord, InterpretOptions, UploadSpec, VersionRecord
-from loramux_store.report_json import options_from_json, report_from_json
-from loramux_store.schema import adapters, blobs, layouts, versions
+from loramux_store.record import AdapterChange, Embedding, FileNotes, UploadSpec
+from loramux_store.schema import adapters, aliases, audit, blobs, details, layouts, versions
 
 __all__ = [
     "NewVersion",
-    "adapter_of",
+    "change_adapter",
     "insert_adapter",
+    "insert_event",
     "insert_layout",
     "insert_version",
     "is_latest",
     "now_us",
-    "time_of",
-    "update_adapter",
-    "version_of",
+    "upload_again",
+    "write_search",
 ]
+
+_MAX_SHOWN = 200  # characters of a value in the audit log
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,10 @@ class NewVersion:
     size_bytes: int
     layout: Layout
     kind: str
+    rank: int
+    device_bytes: int
+    embedding: Embedding | None
+    notes: FileNotes
     options: str
     report: str
 
@@ -57,10 +65,12 @@ def insert_adapter(connection: sa.Connection, spec: UploadSpec, now: int) -> int
     """A new name; its id."""
     values = {
         "name": spec.name,
-        "labels": json.dumps(dict(spec.labels), sort_keys=True),
+        "labels": _json(dict(spec.labels)),
         "default_weight": spec.default_weight,
-        "trigger_words": json.dumps(spec.trigger_words),
+        "trigger_words": _json(spec.trigger_words),
         "description": spec.description,
+        "licence": spec.licence,
+        "base_model": spec.base_model,
         "latest": 1,
         "create_us": now,
         "update_us": now,
@@ -68,23 +78,80 @@ def insert_adapter(connection: sa.Connection, spec: UploadSpec, now: int) -> int
     return connection.execute(adapters.insert().values(values).returning(adapters.c.id)).scalar_one()
 
 
-def update_adapter(connection: sa.Connection, row: Any, spec: UploadSpec, number: int, now: int, same: bool) -> None:
-    """An upload brings a deleted name back; what it leaves empty stays as it was."""
-    said: dict[str, object] = {}
-    if spec.labels:
-        said["labels"] = json.dumps(dict(spec.labels), sort_keys=True)
-    if spec.default_weight is not None:
-        said["default_weight"] = spec.default_weight
-    if spec.trigger_words:
-        said["trigger_words"] = json.dumps(spec.trigger_words)
-    if spec.description:
-        said["description"] = spec.description
-    changed = {key: value for key, value in said.items() if getattr(row, key) != value}
-    if same and not changed and row.delete_us is None:
-        return
-    connection.execute(
-        adapters.update().where(adapters.c.id == row.id).values(latest=number, update_us=now, delete_us=None, **changed)
+def upload_again(connection: sa.Connection, row: Any, spec: UploadSpec, number: int, now: int) -> str | None:
+    """An upload brings a deleted name back; what it leaves empty stays as it was. What changed; None if nothing."""
+    said = {
+        "labels": _json(dict(spec.labels)) if spec.labels else None,
+        "default_weight": spec.default_weight,
+        "trigger_words": _json(spec.trigger_words) if spec.trigger_words else None,
+        "description": spec.description or None,
+        "licence": spec.licence or None,
+        "base_model": spec.base_model or None,
+    }
+    changed = {key: value for key, value in said.items() if value is not None and getattr(row, key) != value}
+    told = [f"{key}: {_shown(getattr(row, key))} -> {_shown(value)}" for key, value in changed.items()]
+    if row.delete_us is not None:
+        told.insert(0, "undeleted")
+    if number == row.latest and not told:
+        return None
+    _update(connection, row, now, latest=number, delete_us=None, **changed)
+    return "; ".join(told)
+
+
+def change_adapter(connection: sa.Connection, row: Any, change: AdapterChange, now: int) -> str | None:
+    """What an owner says anew; what changed, None if nothing."""
+    said = {
+        "labels": None if change.labels is None else _json(dict(change.labels)),
+        "trigger_words": None if change.trigger_words is None else _json(change.trigger_words),
+        "description": change.description,
+        "licence": change.licence,
+        "base_model": change.base_model,
+        "default_weight": change.default_weight,
+    }
+    changed: dict[str, Any] = {k: v for k, v in said.items() if v is not None and getattr(row, k) != v}
+    if change.clear_default_weight and row.default_weight is not None:
+        changed["default_weight"] = None
+    told = [f"{key}: {_shown(getattr(row, key))} -> {_shown(value)}" for key, value in changed.items()]
+    if change.aliases is not None:
+        told += _point(connection, row, change.aliases)
+    if not told:
+        return None
+    _update(connection, row, now, **changed)
+    return "; ".join(told)
+
+
+def _point(connection: sa.Connection, row: Any, wanted: Mapping[str, int]) -> list[str]:
+    """Make these the adapter's aliases; what changed of them."""
+    of_adapter = aliases.c.adapter_id == row.id
+    found = {each.alias: each.number for each in connection.execute(sa.select(aliases).where(of_adapter))}
+    query = sa.select(versions.c.number).where(versions.c.adapter_id == row.id)
+    numbers = set(connection.scalars(query.where(versions.c.number.in_(set(wanted.values())))))
+    for alias, number in wanted.items():
+        if number not in numbers:
+            raise InvalidArgument(f"aliases.{alias}", number, f"a version of {row.name!r}, 1 to {row.latest}")
+    connection.execute(aliases.delete().where(of_adapter))
+    if wanted:
+        rows = [{"adapter_id": row.id, "alias": alias, "number": number} for alias, number in wanted.items()]
+        connection.execute(aliases.insert(), rows)
+    names = sorted({*found, *wanted})
+    moved = [name for name in names if found.get(name) != wanted.get(name)]
+    return [f"alias {name}: {found.get(name, 'none')} -> {wanted.get(name, 'none')}" for name in moved]
+
+
+def _update(connection: sa.Connection, row: Any, now: int, **values: Any) -> None:
+    changed = {**values, "update_us": now, "revision": row.revision + 1}
+    connection.execute(adapters.update().where(adapters.c.id == row.id).values(changed))
+
+
+def write_search(connection: sa.Connection, adapter_id: int) -> None:
+    """What filters look for words in, of the adapter as it is now."""
+    query = sa.select(adapters.c.name, adapters.c.description, adapters.c.trigger_words, versions.c.notes).where(
+        adapters.c.id == adapter_id, versions.c.adapter_id == adapters.c.id, versions.c.number == adapters.c.latest
     )
+    row = connection.execute(query).one()
+    words = json.loads(row.trigger_words) or json.loads(row.notes)[0]
+    text = "\n".join((row.name, row.description, *words)).casefold()
+    connection.execute(adapters.update().where(adapters.c.id == adapter_id).values(search=text))
 
 
 def insert_version(connection: sa.Connection, adapter_id: int, number: int, new: NewVersion, now: int) -> None:
@@ -101,11 +168,20 @@ def insert_version(connection: sa.Connection, adapter_id: int, number: int, new:
             blob_digest=new.blob_digest,
             layout_digest=new.layout.digest,
             kind=new.kind,
-            options=new.options,
-            report=new.report,
+            rank=new.rank,
+            device_bytes=new.device_bytes,
+            embedding=None if new.embedding is None else _json(_embedding(new.embedding)),
+            notes=_json(astuple(new.notes)),
             create_us=now,
         )
     )
+    connection.execute(
+        details.insert().values(adapter_id=adapter_id, number=number, options=new.options, report=new.report)
+    )
+
+
+def _embedding(embedding: Embedding) -> tuple[object, ...]:
+    return embedding.trigger, embedding.vectors, dict(embedding.widths)
 
 
 def insert_layout(connection: sa.Connection, layout: Layout, now: int) -> None:
@@ -117,41 +193,18 @@ def insert_layout(connection: sa.Connection, layout: Layout, now: int) -> None:
     )
 
 
-def version_of(row: Any) -> VersionRecord:
-    """The record of a row of versions, joined with its adapter's name, blob and layout."""
-    report = report_from_json(row.report)
-    options: InterpretOptions = options_from_json(row.options)
-    ranks = {module.module: module.rank for module in report.matched}
-    return VersionRecord(
-        adapter=row.adapter,
-        number=row.number,
-        digest=row.digest,
-        blob_digest=row.blob_digest,
-        size_bytes=row.size_bytes,
-        kind=row.kind,
-        layout_name=row.layout_name,
-        layout_digest=row.layout_digest,
-        rank=max(ranks.values(), default=0),
-        ranks=ranks,
-        create_time=time_of(row.create_us),
-        report=report,
-        options=options,
-    )
-
-
-def adapter_of(row: Any) -> AdapterRecord:
-    """The record of a row of adapters, joined with its latest version."""
-    deleted = row.adapter_delete_us
-    return AdapterRecord(
-        name=row.adapter,
-        latest_version=version_of(row),
-        labels=json.loads(row.adapter_labels),
-        default_weight=row.adapter_default_weight,
-        trigger_words=tuple(json.loads(row.adapter_trigger_words)),
-        description=row.adapter_description,
-        create_time=time_of(row.adapter_create_us),
-        update_time=time_of(row.adapter_update_us),
-        delete_time=None if deleted is None else time_of(deleted),
+def insert_event(
+    connection: sa.Connection,
+    now: int,
+    who: str,
+    action: str,
+    adapter: str,
+    number: int | None = None,
+    detail: str = "",
+) -> None:
+    """A row of the audit log."""
+    connection.execute(
+        audit.insert().values(time_us=now, who=who, action=action, adapter=adapter, number=number, detail=detail)
     )
 
 
@@ -160,7 +213,10 @@ def now_us() -> int:
     return int(datetime.now(UTC).timestamp() * 1_000_000)
 
 
-def time_of(microseconds: int) -> datetime:
-    """Of microseconds since 1970."""
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _shown(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

@@ -6,6 +6,7 @@
     ├── UploadBusy          another call writes to the upload
     ├── WrongOffset         the upload goes on elsewhere in the file
     ├── QuotaExceeded       the store would hold more than it may
+    ├── Changed             the adapter is not as whoever changes it has seen it
     ├── InvalidArgument     a field of a request is wrong (field, value, expected)
     ├── Inexpressible       a form or a way of merging cannot say what an adapter does (what, module)
     ├── Refused             the file is wrong (reason, detail); nothing is left of it
@@ -28,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "Changed",
     "ChecksumMismatch",
     "Closed",
     "DataLoss",
@@ -99,6 +101,16 @@ class QuotaExceeded(StoreError):
         self.needed = needed
         self.used = used
         self.limit = limit
+
+
+class Changed(StoreError):
+    """The adapter has changed since whoever asks has seen it."""
+
+    def __init__(self, name: str, etag: str, current: str) -> None:
+        super().__init__(f"etag: got {etag!r}, expected {current!r}: adapter {name!r} has changed meanwhile")
+        self.name = name
+        self.etag = etag
+        self.current = current
 
 
 class InvalidArgument(StoreError):

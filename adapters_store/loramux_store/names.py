@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from loramux_store.errors import InvalidArgument
 
-__all__ = ["MAX_TRIGGER", "Ref", "check_name", "check_trigger", "parse_ref", "trigger_fault"]
+__all__ = ["MAX_TRIGGER", "Ref", "check_alias", "check_name", "check_trigger", "parse_ref", "trigger_fault"]
 
 MAX_TRIGGER = 256
 
 # \Z, not $: $ would let a trailing newline through.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?\Z")
+_ALIAS = re.compile(r"[a-z]([a-z0-9._-]{0,62}[a-z0-9])?\Z")  # no digit first: that is a version
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}\Z")
 _NAME_RULE = "1 to 64 of a-z 0-9 . _ -, first and last a letter or digit"
 
@@ -38,6 +39,13 @@ def check_name(name: str, field: str = "name") -> str:
     return name
 
 
+def check_alias(alias: str) -> str:
+    """The alias, if it is one."""
+    if not _ALIAS.match(alias):
+        raise InvalidArgument("aliases", alias, "1 to 64 of a-z 0-9 . _ -, first a letter, last a letter or digit")
+    return alias
+
+
 def parse_ref(ref: str) -> Ref:
     """Split `name[@number|@alias]`."""
     name, at, rest = ref.partition("@")
@@ -46,7 +54,7 @@ def parse_ref(ref: str) -> Ref:
         return Ref(name)
     if _NUMBER.match(rest):
         return Ref(name, number=int(rest))
-    if _NAME.match(rest) and not rest[0].isdigit():
+    if _ALIAS.match(rest):
         return Ref(name, alias=rest)
     raise InvalidArgument("adapter", ref, "name, name@3 or name@alias")
 

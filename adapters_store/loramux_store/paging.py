@@ -42,6 +42,7 @@ def read_token(token: str, listing: str, kind: type[str] | type[int]) -> Any:
     pair = cast("list[object]", found) if isinstance(found, list) else []
     if len(pair) == 2 and pair[0] == listing:
         at = pair[1]
-        if isinstance(at, kind) and type(at) is kind and write_token(listing, at) == token:
+        counted = isinstance(at, str) or (isinstance(at, int) and abs(at) < 1 << 63)  # what SQLite counts to
+        if isinstance(at, kind) and type(at) is kind and counted and write_token(listing, at) == token:
             return at
     raise InvalidArgument("page_token", token, f"a token from an earlier page of {listing}")

@@ -12,9 +12,12 @@ from typing import Generic, Literal, TypeVar
 
 __all__ = [
     "AcceptReport",
+    "AdapterChange",
     "AdapterRecord",
+    "AuditEvent",
     "Collected",
     "Embedding",
+    "FileNotes",
     "Finding",
     "InterpretOptions",
     "MatchedModule",
@@ -24,6 +27,7 @@ __all__ = [
     "StoreStats",
     "UploadSpec",
     "VersionRecord",
+    "VersionSummary",
 ]
 
 T = TypeVar("T")
@@ -60,7 +64,37 @@ class UploadSpec:
     default_weight: float | None = None
     trigger_words: tuple[str, ...] = ()
     description: str = ""
+    licence: str = ""
+    base_model: str = ""
     validate_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterChange:
+    """What an owner says anew of an adapter; None leaves a field as it is.
+
+    clear_default_weight: blends that give no weight mean 1 again. aliases: all of them, with the number of the version
+    that each means. Where trigger words, licence or base_model are emptied, those of the latest file show again.
+    """
+
+    labels: Mapping[str, str] | None = None
+    default_weight: float | None = None
+    clear_default_weight: bool = False
+    trigger_words: tuple[str, ...] | None = None
+    description: str | None = None
+    licence: str | None = None
+    base_model: str | None = None
+    aliases: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileNotes:
+    """What a file says of itself: source names where its trigger words stand. Untrusted text, cut and cleaned."""
+
+    trigger_words: tuple[str, ...] = ()
+    source: str = ""
+    licence: str = ""
+    base_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +140,13 @@ class AcceptReport:
     embedding: Embedding | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
-    """One immutable version. kind: lora or embedding; an embedding has no ranks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSummary:
+    """One immutable version, as listings tell it.
+
+    kind: lora or embedding. rank: the largest of any module; 0 of an embedding. device_bytes: what it takes on the
+    device in numbers of 16 bits; twice that where the base computes in fp32. embedding: what it is, where it is one.
+    """
 
     adapter: str
     number: int
@@ -119,30 +157,55 @@ class VersionRecord:
     layout_name: str
     layout_digest: str
     rank: int
-    ranks: Mapping[str, int]
+    device_bytes: int
     create_time: datetime
-    report: AcceptReport
-    options: InterpretOptions = field(default_factory=InterpretOptions)
+    embedding: Embedding | None
+    notes: FileNotes
 
-    @property
-    def embedding(self) -> Embedding | None:
-        """What it is, where it is an embedding."""
-        return self.report.embedding
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRecord(VersionSummary):
+    """One immutable version, with all that was found in its file. ranks: by module; an embedding has none."""
+
+    ranks: Mapping[str, int]
+    report: AcceptReport
+    options: InterpretOptions
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """One name on the shelf."""
+    """One name on the shelf.
+
+    trigger_words, licence, base_model: the owner's; where the owner says none, those of the latest version's file.
+    aliases: numbers of versions, by alias. etag: another one after every change of anything here.
+    """
 
     name: str
-    latest_version: VersionRecord
+    latest_version: VersionSummary
     labels: Mapping[str, str]
     default_weight: float | None
     trigger_words: tuple[str, ...]
+    trigger_source: str
     description: str
+    licence: str
+    base_model: str
+    aliases: Mapping[str, int]
+    etag: str
     create_time: datetime
     update_time: datetime
     delete_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One change of the shelf. action: upload, update, delete or undelete; detail: what of it, in words."""
+
+    time: datetime
+    who: str
+    action: str
+    adapter: str
+    version: int | None
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)

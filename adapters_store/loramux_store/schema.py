@@ -19,7 +19,7 @@ from sqlalchemy import event
 
 from loramux_store.errors import SchemaTooNew
 
-__all__ = ["adapters", "blobs", "layouts", "migrate", "open_engine", "versions"]
+__all__ = ["adapters", "aliases", "audit", "blobs", "details", "layouts", "migrate", "open_engine", "versions"]
 
 _METADATA = sa.MetaData()
 _BUSY_MS = 5000
@@ -48,6 +48,10 @@ adapters = sa.Table(
     sa.Column("default_weight", sa.REAL),
     sa.Column("trigger_words", sa.Text),
     sa.Column("description", sa.Text),
+    sa.Column("licence", sa.Text),
+    sa.Column("base_model", sa.Text),
+    sa.Column("search", sa.Text),  # what words of a filter look in
+    sa.Column("revision", sa.Integer),
     sa.Column("latest", sa.Integer),
     sa.Column("create_us", sa.Integer),
     sa.Column("update_us", sa.Integer),
@@ -62,9 +66,40 @@ versions = sa.Table(
     sa.Column("blob_digest", sa.Text, sa.ForeignKey("blobs.digest")),
     sa.Column("layout_digest", sa.Text, sa.ForeignKey("layouts.digest")),
     sa.Column("kind", sa.Text),
+    sa.Column("rank", sa.Integer),
+    sa.Column("device_bytes", sa.Integer),
+    sa.Column("embedding", sa.Text),
+    sa.Column("notes", sa.Text),
+    sa.Column("create_us", sa.Integer),
+)
+# Beside versions, because a report can be a hundred times as long as the rest of the row: listings never read it.
+details = sa.Table(
+    "version_details",
+    _METADATA,
+    sa.Column("adapter_id", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("options", sa.Text),
     sa.Column("report", sa.Text),
-    sa.Column("create_us", sa.Integer),
+    sa.ForeignKeyConstraint(("adapter_id", "number"), ("versions.adapter_id", "versions.number")),
+)
+aliases = sa.Table(
+    "aliases",
+    _METADATA,
+    sa.Column("adapter_id", sa.Integer, primary_key=True),
+    sa.Column("alias", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer),
+    sa.ForeignKeyConstraint(("adapter_id", "number"), ("versions.adapter_id", "versions.number")),
+)
+audit = sa.Table(
+    "audit",
+    _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("time_us", sa.Integer),
+    sa.Column("who", sa.Text),
+    sa.Column("action", sa.Text),
+    sa.Column("adapter", sa.Text),
+    sa.Column("number", sa.Integer),
+    sa.Column("detail", sa.Text),
 )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +28,17 @@ from loramux_store.errors import Closed, InvalidArgument, NotFound, UploadNotFou
 from loramux_store.formats.embedding import EmbeddingPlan
 from loramux_store.formats.plan import Plan
 from loramux_store.fsck import inspect
-from loramux_store.header import read_container
+from loramux_store.header import Container, read_container
 from loramux_store.layout import KNOWN_NAMES, Layout, known_layout, known_layouts
+from loramux_store.listings import adapter_page, event_page, version_page
 from loramux_store.names import Ref, check_name, parse_ref
-from loramux_store.paging import check_page_size, read_token, write_token
+from loramux_store.new_version import new_version
+from loramux_store.owner_words import check_change
 from loramux_store.record import (
     AcceptReport,
+    AdapterChange,
     AdapterRecord,
+    AuditEvent,
     Collected,
     Finding,
     Page,
@@ -43,8 +47,8 @@ from loramux_store.record import (
     StoreStats,
     UploadSpec,
     VersionRecord,
+    VersionSummary,
 )
-from loramux_store.report_json import options_to_json, report_to_json, version_digest
 from loramux_store.room import Limits, check_room
 from loramux_store.sniff import MAX_FILE
 from loramux_store.upload import Upload, check_spec
@@ -55,6 +59,8 @@ __all__ = ["Store"]
 T = TypeVar("T")
 
 UPLOAD_IDLE_S = 24 * 3600.0
+LOCAL = "local"
+"""Who changes a store that is opened here, unless the caller knows better."""
 
 
 class Store:
@@ -127,12 +133,14 @@ class Store:
 
     # -- uploads -----------------------------------------------------------------------------
 
-    def begin_upload(self, spec: UploadSpec, upload_id: str | None = None, offset: int | None = None) -> Upload:
+    def begin_upload(
+        self, spec: UploadSpec, upload_id: str | None = None, offset: int | None = None, *, who: str = LOCAL
+    ) -> Upload:
         """Begin an upload, or go on with the one of that id, which has the same spec.
 
         offset: where in the file the next byte belongs; WrongOffset where that is elsewhere. Whether
         there is room is asked of the size announced, before any byte is taken. An id whose upload was
-        published begins anew.
+        published begins anew. who: for the audit log.
         """
         self._open_catalog()
         spec = check_spec(spec)
@@ -149,6 +157,7 @@ class Store:
             self._limits.file_bytes,
             self._finish,
             resumable=upload_id is not None,
+            who=who,
         )
 
     def find_upload(self, upload_id: str) -> Unfinished | Published:
@@ -185,28 +194,19 @@ class Store:
 
     def _finish(self, upload: Upload, blob_digest: str) -> Published:
         spec = upload.spec
-        plan = self._plan(upload.path, spec)
-        options, embedding = spec.options, plan.report.embedding
-        if embedding is not None:
-            options = replace(options, trigger=embedding.trigger)
+        container = read_container(upload.path, self._limits.file_bytes)
+        plan = self._plan(container, spec)
         if spec.validate_only:
             warnings = convert(plan, len)
             return Published(None, _warned(plan.report, warnings), created=False)
-        digest = version_digest(blob_digest, options)
         compiled = self._shelf.new_part()
         try:
             report = _warned(plan.report, self._write_compiled(plan, compiled))
             upload.sync()
-            new = NewVersion(
-                digest=digest,
-                blob_digest=blob_digest,
-                size_bytes=upload.received,
-                layout=plan.layout,
-                kind="lora" if embedding is None else "embedding",
-                options=options_to_json(options),
-                report=report_to_json(report),
+            new = new_version(upload, blob_digest, plan, report, container)
+            version, created = self._open_catalog().add_version(
+                spec, new, upload.who, lambda: self._place(upload, compiled, new)
             )
-            version, created = self._open_catalog().add_version(spec, new, lambda: self._place(upload, compiled, new))
         finally:
             self._shelf.drop(compiled)
         return Published(version, report, created)
@@ -216,8 +216,7 @@ class Store:
         disk.publish(upload.path, self._shelf.blob(new.blob_digest))
         disk.publish(compiled, self._shelf.compiled_file(new.layout.digest, new.digest))
 
-    def _plan(self, path: Path, spec: UploadSpec) -> Plan | EmbeddingPlan:
-        container = read_container(path, self._limits.file_bytes)
+    def _plan(self, container: Container, spec: UploadSpec) -> Plan | EmbeddingPlan:
         wanted = self.layout(spec.layout) if spec.layout is not None else None
         return planned(container, spec.options, spec.name, self.layouts(), wanted)
 
@@ -237,13 +236,10 @@ class Store:
     # -- reading -----------------------------------------------------------------------------
 
     def resolve(self, ref: str) -> VersionRecord:
-        """The version that `name` or `name@3` means now."""
-        parsed = parse_ref(ref)
-        if parsed.alias is not None:
-            raise NotFound(ref, f"{ref!r}: there are no aliases yet; use a version number")
-        return self._open_catalog().version(parsed)
+        """The version that `name`, `name@3` or `name@alias` means now."""
+        return self._open_catalog().version(parse_ref(ref))
 
-    def read_blob(self, version: VersionRecord, offset: int = 0) -> Generator[bytes]:
+    def read_blob(self, version: VersionSummary, offset: int = 0) -> Generator[bytes]:
         """The bytes that were uploaded, from offset on. DataLoss, at the end at the latest, if they are others now."""
         self._open_catalog()
         if not 0 <= offset <= version.size_bytes:
@@ -254,24 +250,34 @@ class Store:
         """An adapter that is not deleted."""
         return self._open_catalog().adapter(check_name(name))
 
-    def list_adapters(self, page_size: int, page_token: str = "") -> Page[AdapterRecord]:
-        """Adapters by name."""
-        size = check_page_size(page_size)
-        after = read_token(page_token, "adapters", str) or ""
-        rows = self._open_catalog().adapters(size + 1, after)
-        return _page(rows, size, "adapters", lambda record: record.name)
+    def list_adapters(
+        self, page_size: int, page_token: str = "", *, filter: str = "", order_by: str = "", deleted: bool = False
+    ) -> Page[AdapterRecord]:
+        """Adapters by name, or those and in the order that `selection` reads; deleted: those too."""
+        return adapter_page(self._open_catalog(), page_size, page_token, filter, order_by, deleted)
 
-    def list_versions(self, name: str, page_size: int, page_token: str = "") -> Page[VersionRecord]:
+    def list_versions(self, name: str, page_size: int, page_token: str = "") -> Page[VersionSummary]:
         """Versions of an adapter, the newest first."""
-        size = check_page_size(page_size)
-        listing = f"versions of {check_name(name)}"
-        below = read_token(page_token, listing, int)
-        rows = self._open_catalog().versions(name, size + 1, below)
-        return _page(rows, size, listing, lambda record: record.number)
+        return version_page(self._open_catalog(), check_name(name), page_size, page_token)
 
-    def delete_adapter(self, name: str) -> AdapterRecord:
-        """Hide an adapter. Running images keep its version; an upload brings the name back."""
-        return self._open_catalog().delete(check_name(name))
+    def list_events(self, page_size: int, page_token: str = "", adapter: str = "") -> Page[AuditEvent]:
+        """The audit log, the newest first; of one adapter, which may be deleted, where it is named."""
+        return event_page(self._open_catalog(), page_size, page_token, adapter and check_name(adapter, "adapter"))
+
+    # -- what owners do ----------------------------------------------------------------------
+
+    def update_adapter(self, name: str, change: AdapterChange, *, etag: str = "", who: str = LOCAL) -> AdapterRecord:
+        """Say anew what people read of an adapter; with an etag only if it is still as it was (else Changed)."""
+        check_change(change)
+        return self._open_catalog().change(check_name(name), change, etag, who)
+
+    def delete_adapter(self, name: str, *, etag: str = "", who: str = LOCAL) -> AdapterRecord:
+        """Hide an adapter. Running images keep its version; undelete_adapter or an upload brings the name back."""
+        return self._open_catalog().delete(check_name(name), etag, who)
+
+    def undelete_adapter(self, name: str, *, etag: str = "", who: str = LOCAL) -> AdapterRecord:
+        """Show a deleted adapter again, as it was."""
+        return self._open_catalog().undelete(check_name(name), etag, who)
 
     def reclaim(self) -> Reclaimed:
         """Remove idle uploads and what crashes left: part files, and blobs and compiled files that no row speaks of.
@@ -332,8 +338,3 @@ def _is_current(path: Path, version: VersionRecord) -> bool:
 
 def _warned(report: AcceptReport, warnings: tuple[str, ...]) -> AcceptReport:
     return replace(report, warnings=(*report.warnings, *warnings))
-
-
-def _page(rows: list[T], size: int, listing: str, key: Callable[[T], str | int]) -> Page[T]:
-    token = write_token(listing, key(rows[size - 1])) if len(rows) > size else ""
-    return Page(tuple(rows[:size]), token)

@@ -9,7 +9,6 @@ Knows no formats and no catalog.
 from __future__ import annotations
 
 import threading
-import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,25 +19,22 @@ from loramux_store.disk import Disk
 from loramux_store.errors import ChecksumMismatch, Closed, InvalidArgument, Refused, TooLarge
 from loramux_store.formats.peft_config import parse_config
 from loramux_store.names import check_name, check_trigger
+from loramux_store.owner_words import check_said
 from loramux_store.record import Published, UploadSpec
 from loramux_store.report_json import options_to_json
 from loramux_store.uploads import Ended, Part, Uploads
 
 __all__ = ["Upload", "check_spec"]
 
-_MAX_DESCRIPTION = 8192
-_MAX_WORDS = 64
-_MAX_LABELS = 64
-_MAX_TEXT = 256
 _MAX_CONFIG = 1 << 20
-_MAX_WEIGHT = 16.0  # what a request may ask for
 
 
 class Upload:
     """Write the bytes, then commit. As a context manager it aborts what was not committed.
 
-    received: bytes so far, also those of earlier turns. resumable: what became of it, or what came of
-    it, can be asked for by its id. Safe to use from several threads: each call waits for the one before.
+    who: whoever began this turn, for the audit log. received: bytes so far, also those of earlier turns.
+    resumable: what became of it, or what came of it, can be asked for by its id. Safe to use from several
+    threads: each call waits for the one before.
     """
 
     def __init__(
@@ -52,9 +48,11 @@ class Upload:
         finish: Callable[[Upload, str], Published],
         *,
         resumable: bool,
+        who: str,
     ) -> None:
         self.id = upload_id
         self.spec = spec
+        self.who = who
         self.received = part.path.stat().st_size
         self._part = part
         self._uploads = uploads
@@ -163,10 +161,7 @@ def check_spec(spec: UploadSpec) -> UploadSpec:
     check_name(spec.name)
     if spec.size_bytes is not None and spec.size_bytes < 0:
         raise InvalidArgument("size_bytes", spec.size_bytes, "0 or more")
-    weight = spec.default_weight
-    if weight is not None and not -_MAX_WEIGHT <= weight <= _MAX_WEIGHT:  # NaN fails both
-        raise InvalidArgument("default_weight", weight, f"{-_MAX_WEIGHT} to {_MAX_WEIGHT}")
-    _check_texts(spec)
+    check_said(spec)
     if spec.options.peft_config is not None:
         if len(spec.options.peft_config) > _MAX_CONFIG:
             raise InvalidArgument("options.peft_config", "...", f"at most {_MAX_CONFIG} characters")
@@ -181,23 +176,3 @@ def check_spec(spec: UploadSpec) -> UploadSpec:
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise InvalidArgument("sha256", spec.sha256, "64 hexadecimal digits")
     return replace(spec, sha256=digest)
-
-
-def _check_texts(spec: UploadSpec) -> None:
-    if len(spec.labels) > _MAX_LABELS:
-        raise InvalidArgument("labels", f"{len(spec.labels)} labels", f"at most {_MAX_LABELS}")
-    if len(spec.trigger_words) > _MAX_WORDS:
-        raise InvalidArgument("trigger_words", f"{len(spec.trigger_words)} words", f"at most {_MAX_WORDS}")
-    for key, value in spec.labels.items():
-        _check_text("labels", key, _MAX_TEXT, empty=False)
-        _check_text(f"labels.{key}", value, _MAX_TEXT)
-    for word in spec.trigger_words:
-        _check_text("trigger_words", word, _MAX_TEXT, empty=False)
-    _check_text("description", spec.description, _MAX_DESCRIPTION)
-
-
-def _check_text(field: str, text: str, limit: int, *, empty: bool = True) -> None:
-    """Text that is stored and shown: bounded, and without control characters or half characters."""
-    bad = any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text)
-    if bad or len(text) > limit or not (text or empty):
-        raise InvalidArgument(field, text, f"up to {limit} characters without control characters")

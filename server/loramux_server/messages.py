@@ -49,7 +49,7 @@ from loramux_store.record import (
     InterpretOptions,
     Published,
     UploadSpec,
-    VersionRecord,
+    VersionSummary,
 )
 from loramux_store.uploads import Unfinished
 
@@ -417,7 +417,7 @@ def adapter(record: AdapterRecord) -> adapter_pb2.Adapter:
     )
 
 
-def version(record: VersionRecord) -> adapter_pb2.AdapterVersion:
+def version(record: VersionSummary) -> adapter_pb2.AdapterVersion:
     """One immutable version."""
     return adapter_pb2.AdapterVersion(
         adapter=record.adapter,

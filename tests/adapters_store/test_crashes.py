@@ -108,7 +108,7 @@ def check_restart(folder: Path, second: Path) -> int:
     with Store.open(folder, upload_idle_s=-1) as store:
         store.reclaim()
         assert list((folder / "uploads").iterdir()) == []
-        versions = store.list_versions("x", 10).items
+        versions = [store.resolve(f"x@{listed.number}") for listed in store.list_versions("x", 10).items]
         for version in versions:
             check_whole(store, folder, version)
         listed = {version.blob_digest for version in versions} | {version.digest for version in versions}
@@ -220,7 +220,7 @@ def test_uploads_killed_again_and_again(tmp_path: Path, rounds: int) -> None:
         numbers = [int(line) for line in acknowledged.read_text().split()]
         token, versions = "", list[VersionRecord]()
         while page := store.list_versions("x", 1000, token):
-            versions += page.items
+            versions += [store.resolve(f"x@{listed.number}") for listed in page.items]
             token = page.next_page_token
             if not token:
                 break

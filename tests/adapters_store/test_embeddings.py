@@ -160,7 +160,7 @@ def test_a_trigger_is_normalised_and_outlives_a_restart(tmp_path: Path) -> None:
         store.register_layout(af.TOY_SD1)
         published = publish(store, tmp_path, {"emb_params": V}, trigger="cafe\u0301")
     with Store.open(tmp_path / "store") as store:
-        version = store.get_adapter("cat-toy").latest_version
+        version = store.resolve("cat-toy")
         assert version == published.version
         assert version.embedding is not None and version.embedding.trigger == "caf\u00e9"
         file = store.compiled(version)

@@ -1,0 +1,42 @@
+"""What the catalog keeps of a file that was accepted.
+
+Takes a finished upload and what was found in it; gives the row to come. Knows no SQL and no tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loramux_store.catalog_rows import NewVersion
+from loramux_store.file_notes import notes_of
+from loramux_store.footprint import device_bytes, embedding_bytes
+from loramux_store.formats.embedding import EmbeddingPlan
+from loramux_store.formats.plan import Plan
+from loramux_store.header import Container
+from loramux_store.record import AcceptReport
+from loramux_store.report_json import options_to_json, report_to_json, version_digest
+from loramux_store.upload import Upload
+
+__all__ = ["new_version"]
+
+
+def new_version(
+    upload: Upload, blob_digest: str, plan: Plan | EmbeddingPlan, report: AcceptReport, container: Container
+) -> NewVersion:
+    """report: the plan's, with what its conversion warned of."""
+    options, embedding = upload.spec.options, report.embedding
+    if embedding is not None:
+        options = replace(options, trigger=embedding.trigger)
+    return NewVersion(
+        digest=version_digest(blob_digest, options),
+        blob_digest=blob_digest,
+        size_bytes=upload.received,
+        layout=plan.layout,
+        kind="lora" if embedding is None else "embedding",
+        rank=max((module.rank for module in report.matched), default=0),
+        device_bytes=device_bytes(report.matched, plan.layout) if embedding is None else embedding_bytes(embedding),
+        embedding=embedding,
+        notes=notes_of(container.metadata, embedding),
+        options=options_to_json(options),
+        report=report_to_json(report),
+    )
