@@ -236,7 +236,7 @@ def test_bad_fields_are_named(server: Running, fields: dict[str, object], bad: d
     [
         ("nobody", grpc.StatusCode.NOT_FOUND, "'nobody'"),
         ("ink@99", grpc.StatusCode.NOT_FOUND, "'ink' has no version 99"),
-        ("ink@prod", grpc.StatusCode.NOT_FOUND, "'ink@prod'"),
+        ("ink@prod", grpc.StatusCode.NOT_FOUND, "'ink' has no alias 'prod'"),
         ("../etc/passwd", grpc.StatusCode.INVALID_ARGUMENT, "'../etc/passwd'"),
     ],
 )
@@ -327,6 +327,19 @@ def test_an_adapter_lives_and_dies_over_the_wire(server: Running) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         server.shelf.GetAdapter(adapter_service_pb2.GetAdapterRequest(name="mine"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_an_alias_draws_with_the_version_it_means(server: Running, names: list[str]) -> None:
+    changed = adapter_pb2.Adapter(name=names[0], aliases={"prod": 1})
+    server.shelf.UpdateAdapter(adapter_service_pb2.UpdateAdapterRequest(adapter=changed), timeout=10)
+    blend = generation_pb2.Blend(entries=[generation_pb2.BlendEntry(adapter=f"{names[0]}@prod")])
+    request = generation_pb2.GenerateRequest(prompt="x", blend=blend, steps=1, seed=1)
+    (applied,) = server.pictures.Generate(request, timeout=60).applied.adapters
+    assert (applied.adapter, applied.version) == (names[0], 1)
+    blend.entries[0].adapter = f"{names[0]}@next"
+    with pytest.raises(grpc.RpcError) as caught:
+        server.pictures.Generate(generation_pb2.GenerateRequest(prompt="x", blend=blend), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_an_embedding_acts_in_requests_that_list_it(server: Running) -> None:

@@ -43,9 +43,47 @@ def get_adapter_request(name: str) -> service_pb.GetAdapterRequest:
     return _named(service_pb.GetAdapterRequest(), name)
 
 
-def delete_adapter_request(name: str) -> service_pb.DeleteAdapterRequest:
+def list_adapters_request(filter: str, order_by: str, deleted: bool) -> service_pb.ListAdaptersRequest:
+    """Asks for the first page of the adapters that a filter selects."""
+    request = service_pb.ListAdaptersRequest(show_deleted=deleted)
+    set_field(request, "filter", filter)
+    set_field(request, "order_by", order_by)
+    return request
+
+
+def update_adapter_request(
+    name: str, etag: str, **changes: Unpack[shelf.AdapterChanges]
+) -> service_pb.UpdateAdapterRequest:
+    """Asks to change those fields that are given, and no others."""
+    request = service_pb.UpdateAdapterRequest()
+    request.update_mask.paths.extend(sorted(changes))
+    adapter = _named(request.adapter, name)
+    set_field(adapter, "etag", etag)
+    adapter.labels.update(changes.get("labels") or {})
+    adapter.aliases.update(changes.get("aliases") or {})
+    adapter.trigger_words.extend(changes.get("trigger_words") or ())
+    said: dict[str, object] = {**changes}
+    for field in said.keys() - {"labels", "aliases", "trigger_words"}:
+        if said[field] is not None:
+            set_field(adapter, field, said[field])
+    return request
+
+
+def delete_adapter_request(name: str, etag: str) -> service_pb.DeleteAdapterRequest:
     """Asks to take one adapter off the shelf."""
-    return _named(service_pb.DeleteAdapterRequest(), name)
+    return _tagged(service_pb.DeleteAdapterRequest(), name, etag)
+
+
+def undelete_adapter_request(name: str, etag: str) -> service_pb.UndeleteAdapterRequest:
+    """Asks to put one adapter back."""
+    return _tagged(service_pb.UndeleteAdapterRequest(), name, etag)
+
+
+def list_audit_events_request(adapter: str) -> service_pb.ListAuditEventsRequest:
+    """Asks for the first page of the audit log."""
+    request = service_pb.ListAuditEventsRequest()
+    set_field(request, "adapter", adapter)
+    return request
 
 
 def list_versions_request(name: str) -> service_pb.ListVersionsRequest:
@@ -56,6 +94,11 @@ def list_versions_request(name: str) -> service_pb.ListVersionsRequest:
 def _named(request: Ask, name: str) -> Ask:
     set_field(request, "name", name)
     return request
+
+
+def _tagged(request: Ask, name: str, etag: str) -> Ask:
+    set_field(request, "etag", etag)
+    return _named(request, name)
 
 
 def get_upload_request(upload_id: str) -> service_pb.GetUploadRequest:
@@ -116,6 +159,13 @@ def read_version(message: pb.AdapterVersion) -> shelf.AdapterVersion:
         rank=message.rank,
         create_time=_time(message, "create_time"),
         embedding=_read_embedding(message),
+        device_bytes=message.device_bytes,
+        notes=shelf.FileNotes(
+            trigger_words=tuple(message.notes.trigger_words),
+            trigger_source=message.notes.trigger_source,
+            licence=message.notes.licence,
+            base_model=message.notes.base_model,
+        ),
     )
 
 
@@ -138,7 +188,23 @@ def read_adapter(message: pb.Adapter) -> shelf.Adapter:
         create_time=_time(message, "create_time"),
         update_time=_time(message, "update_time"),
         delete_time=_time(message, "delete_time"),
+        licence=message.licence,
+        base_model=message.base_model,
+        aliases=dict(sorted(message.aliases.items())),
+        etag=message.etag,
+        trigger_source=message.trigger_source,
+        asked_version=read_version(message.asked_version) if message.HasField("asked_version") else None,
     )
+
+
+def read_event_page(message: service_pb.ListAuditEventsResponse) -> Page[shelf.AuditEvent]:
+    """A page of the audit log."""
+    return Page(tuple(map(_read_event, message.events)), message.next_page_token)
+
+
+def _read_event(message: pb.AuditEvent) -> shelf.AuditEvent:
+    time, version = _time(message, "time"), message.version or None
+    return shelf.AuditEvent(time, message.who, message.action, message.adapter, version, message.detail)
 
 
 def read_adapter_page(message: service_pb.ListAdaptersResponse) -> Page[shelf.Adapter]:
@@ -211,6 +277,8 @@ def read_nothing(message: service_pb.AbortUploadResponse) -> None:
     """Nothing is told."""
 
 
-def _time(message: pb.Adapter | pb.AdapterVersion | service_pb.UploadState, field: str) -> datetime | None:
+def _time(
+    message: pb.Adapter | pb.AdapterVersion | pb.AuditEvent | service_pb.UploadState, field: str
+) -> datetime | None:
     stamp: Timestamp = getattr(message, field)
     return stamp.ToDatetime(tzinfo=UTC) if message.HasField(field) else None  # pyright: ignore[reportArgumentType]

@@ -16,10 +16,10 @@ from typing import Unpack
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from loramux.v1 import adapter_service_pb2, generation_service_pb2
+from loramux.v1 import generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf
 from loramux_client.adapter_messages import Item, Page
-from loramux_client.channel import DEFAULT_TIMEOUT, channel_options
+from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options
 from loramux_client.client import Client
 from loramux_client.patience import RETRIES
 from loramux_client.pictures import Asking, Event, Generation
@@ -32,7 +32,8 @@ class AsyncClient:
     """Talks to one server from one event loop; an async context manager, made inside that loop.
 
     timeout: seconds for each call, None for no limit; every method may be given its own.
-    credentials: for TLS; without, the connection is plain. Cancelling a task cancels its call.
+    credentials: for TLS; without, the connection is plain. who: told to the server's audit log. Cancelling a task
+    cancels its call.
     """
 
     def __init__(
@@ -41,10 +42,13 @@ class AsyncClient:
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        who: str | None = None,
     ) -> None:
         options = channel_options(target)
         self.target = target
         self._timeout = timeout
+        self._who = who
+        self._metadata = call_metadata(who)
         self._credentials = credentials
         self._channel = (
             grpc.aio.insecure_channel(target, options)
@@ -118,22 +122,29 @@ class AsyncClient:
         timeout: float | None = None,
         retries: int = RETRIES,
     ) -> shelf.AdapterVersion:
-        """Writes the exact bytes of an adapter (`name` or `name@version`) to a file, replacing it once all are right.
+        """Writes the exact bytes of an adapter (`name`, `name@version`, `name@alias`) to a file.
 
-        timeout and retries as for upload. progress is called for every chunk, from another thread.
+        An earlier file is replaced once all are right. timeout and retries as for upload; progress is called for every
+        chunk, from another thread.
         """
         with self._sync() as client:  # files are written off the loop
             return await asyncio.to_thread(
                 client.download, adapter, to, progress=progress, timeout=timeout, retries=retries
             )
 
-    def list_adapters(self, *, timeout: float | None = None) -> AsyncIterator[shelf.Adapter]:
-        """All adapters in the order of their names; pages are fetched as they are reached."""
-        request = adapter_service_pb2.ListAdaptersRequest()
+    def list_adapters(
+        self, *, filter: str = "", order_by: str = "", deleted: bool = False, timeout: float | None = None
+    ) -> AsyncIterator[shelf.Adapter]:
+        """Adapters that a filter selects (`layout=sd1 kind=lora labels.team=art words`), all without one.
+
+        order_by: name, create_time or update_time, with " desc" for the other way round. deleted: those too. Pages are
+        fetched as they are reached.
+        """
+        request = adapter_messages.list_adapters_request(filter, order_by, deleted)
         return self._pages(rpcs.LIST_ADAPTERS, request, timeout)
 
     async def get_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
-        """One adapter."""
+        """One adapter; asked for as name@number or name@alias, with that version."""
         request = adapter_messages.get_adapter_request(name)
         return await self._ask(rpcs.GET_ADAPTER, request, timeout)
 
@@ -142,10 +153,27 @@ class AsyncClient:
         request = adapter_messages.list_versions_request(name)
         return self._pages(rpcs.LIST_VERSIONS, request, timeout)
 
-    async def delete_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
+    async def update_adapter(
+        self, name: str, *, etag: str = "", timeout: float | None = None, **changes: Unpack[shelf.AdapterChanges]
+    ) -> shelf.Adapter:
+        """Says anew what is given of an adapter; with an etag only if it is still as it was (else Aborted)."""
+        request = adapter_messages.update_adapter_request(name, etag, **changes)
+        return await self._ask(rpcs.UPDATE_ADAPTER, request, timeout)
+
+    async def delete_adapter(self, name: str, *, etag: str = "", timeout: float | None = None) -> shelf.Adapter:
         """Takes an adapter off the shelf; pictures being drawn keep it."""
-        request = adapter_messages.delete_adapter_request(name)
+        request = adapter_messages.delete_adapter_request(name, etag)
         return await self._ask(rpcs.DELETE_ADAPTER, request, timeout)
+
+    async def undelete_adapter(self, name: str, *, etag: str = "", timeout: float | None = None) -> shelf.Adapter:
+        """Puts a deleted adapter back as it was."""
+        request = adapter_messages.undelete_adapter_request(name, etag)
+        return await self._ask(rpcs.UNDELETE_ADAPTER, request, timeout)
+
+    def list_audit_events(self, adapter: str = "", *, timeout: float | None = None) -> AsyncIterator[shelf.AuditEvent]:
+        """Who changed what and when, newest first; of one adapter, deleted or not, where it is named."""
+        request = adapter_messages.list_audit_events_request(adapter)
+        return self._pages(rpcs.LIST_AUDIT_EVENTS, request, timeout)
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server is and can do."""
@@ -157,7 +185,7 @@ class AsyncClient:
         return await self._ask(rpcs.CHECK_HEALTH, StringValue(value=service), timeout)
 
     def _sync(self) -> Client:
-        return Client(self.target, timeout=self._timeout, credentials=self._credentials)
+        return Client(self.target, timeout=self._timeout, credentials=self._credentials, who=self._who)
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
@@ -165,7 +193,7 @@ class AsyncClient:
     async def _ask(self, rpc: Rpc[Req, Res, Out], request: Req, timeout: float | None) -> Out:
         with translated(self.target):
             method = self._channel.unary_unary(rpc.path, rpc.encode, rpc.decode)
-            call = method(request, timeout=self._limit(timeout))
+            call = method(request, timeout=self._limit(timeout), metadata=self._metadata)
             try:
                 answer = await call
             finally:
@@ -175,7 +203,7 @@ class AsyncClient:
     async def _events(self, rpc: Rpc[Req, Res, Out | None], request: Req, timeout: float | None) -> AsyncGenerator[Out]:
         with translated(self.target):
             method = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
-            call = method(request, timeout=self._limit(timeout))
+            call = method(request, timeout=self._limit(timeout), metadata=self._metadata)
             try:
                 async for message in call:
                     if (event := rpc.read(message)) is not None:

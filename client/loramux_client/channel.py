@@ -6,6 +6,7 @@ Takes: the target. Gives: channel options. Does not know what is called.
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 from loramux_client.rpcs import SAFE_TO_REPEAT
 
@@ -47,6 +48,11 @@ def channel_options(target: str) -> list[tuple[str, str | int]]:
         # Machines behind a web proxy often set http_proxy without no_proxy for the loopback.
         options.append(("grpc.enable_http_proxy", 0))
     return options
+
+
+def call_metadata(who: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call: who makes it, for the server's audit log. Percent-encoded, for headers are ASCII."""
+    return (("loramux-who", quote(who, safe=" @+:/")),) if who else ()
 
 
 def is_loopback(target: str) -> bool:

@@ -20,7 +20,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from loramux.v1 import adapter_service_pb2, generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf
 from loramux_client.adapter_messages import Item, Page
-from loramux_client.channel import DEFAULT_TIMEOUT, channel_options
+from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options
 from loramux_client.download_target import Target
 from loramux_client.errors import LoraMuxClientError, NotFound
 from loramux_client.patience import RETRIES, Patience
@@ -35,7 +35,7 @@ class Client:
     """Talks to one server; a context manager, safe to use from several threads.
 
     timeout: seconds for each call, None for no limit; every method may be given its own.
-    credentials: for TLS; without, the connection is plain.
+    credentials: for TLS; without, the connection is plain. who: told to the server's audit log.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class Client:
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        who: str | None = None,
     ) -> None:
         options = channel_options(target)
         self.target = target
         self._timeout = timeout
+        self._metadata = call_metadata(who)
         self._closed = threading.Event()
         self._channel = (
             grpc.insecure_channel(target, options)
@@ -129,9 +131,10 @@ class Client:
         timeout: float | None = None,
         retries: int = RETRIES,
     ) -> shelf.AdapterVersion:
-        """Writes the exact bytes of an adapter (`name` or `name@version`) to a file, replacing it once all are right.
+        """Writes the exact bytes of an adapter (`name`, `name@version`, `name@alias`) to a file.
 
-        timeout and retries as for upload. progress is called for every chunk.
+        An earlier file is replaced once all are right. timeout and retries as for upload; progress is called for every
+        chunk.
         """
         patience = Patience(retries, self._closed)
         with Target(to, progress) as target:
@@ -145,13 +148,19 @@ class Client:
                 except LoraMuxClientError as error:
                     patience.wait(error, target.received)
 
-    def list_adapters(self, *, timeout: float | None = None) -> Iterator[shelf.Adapter]:
-        """All adapters in the order of their names; pages are fetched as they are reached."""
-        request = adapter_service_pb2.ListAdaptersRequest()
+    def list_adapters(
+        self, *, filter: str = "", order_by: str = "", deleted: bool = False, timeout: float | None = None
+    ) -> Iterator[shelf.Adapter]:
+        """Adapters that a filter selects (`layout=sd1 kind=lora labels.team=art words`), all without one.
+
+        order_by: name, create_time or update_time, with " desc" for the other way round. deleted: those too. Pages are
+        fetched as they are reached.
+        """
+        request = adapter_messages.list_adapters_request(filter, order_by, deleted)
         return self._pages(rpcs.LIST_ADAPTERS, request, timeout)
 
     def get_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
-        """One adapter."""
+        """One adapter; asked for as name@number or name@alias, with that version."""
         request = adapter_messages.get_adapter_request(name)
         return self._ask(rpcs.GET_ADAPTER, request, timeout)
 
@@ -160,10 +169,27 @@ class Client:
         request = adapter_messages.list_versions_request(name)
         return self._pages(rpcs.LIST_VERSIONS, request, timeout)
 
-    def delete_adapter(self, name: str, *, timeout: float | None = None) -> shelf.Adapter:
+    def update_adapter(
+        self, name: str, *, etag: str = "", timeout: float | None = None, **changes: Unpack[shelf.AdapterChanges]
+    ) -> shelf.Adapter:
+        """Says anew what is given of an adapter; with an etag only if it is still as it was (else Aborted)."""
+        request = adapter_messages.update_adapter_request(name, etag, **changes)
+        return self._ask(rpcs.UPDATE_ADAPTER, request, timeout)
+
+    def delete_adapter(self, name: str, *, etag: str = "", timeout: float | None = None) -> shelf.Adapter:
         """Takes an adapter off the shelf; pictures being drawn keep it."""
-        request = adapter_messages.delete_adapter_request(name)
+        request = adapter_messages.delete_adapter_request(name, etag)
         return self._ask(rpcs.DELETE_ADAPTER, request, timeout)
+
+    def undelete_adapter(self, name: str, *, etag: str = "", timeout: float | None = None) -> shelf.Adapter:
+        """Puts a deleted adapter back as it was."""
+        request = adapter_messages.undelete_adapter_request(name, etag)
+        return self._ask(rpcs.UNDELETE_ADAPTER, request, timeout)
+
+    def list_audit_events(self, adapter: str = "", *, timeout: float | None = None) -> Iterator[shelf.AuditEvent]:
+        """Who changed what and when, newest first; of one adapter, deleted or not, where it is named."""
+        request = adapter_messages.list_audit_events_request(adapter)
+        return self._pages(rpcs.LIST_AUDIT_EVENTS, request, timeout)
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server is and can do."""
@@ -196,7 +222,7 @@ class Client:
         outgoing, rpc = Outgoing(messages, offset, source.size, progress), rpcs.UPLOAD_ADAPTER
         with translated(self.target):
             method = self._channel.stream_unary(rpc.path, rpc.encode, rpc.decode)
-            call = method.future(iter(outgoing), self._limit(timeout))
+            call = method.future(iter(outgoing), self._limit(timeout), self._metadata)
             try:
                 answer = call.result()
             finally:
@@ -211,7 +237,7 @@ class Client:
         with translated(self.target):
             method = self._channel.unary_unary(rpc.path, rpc.encode, rpc.decode)
             # A future, so that Ctrl-C while waiting cancels the call on the server too.
-            call = method.future(request, self._limit(timeout))
+            call = method.future(request, self._limit(timeout), self._metadata)
             try:
                 answer = call.result()
             finally:
@@ -221,7 +247,7 @@ class Client:
     def _events(self, rpc: Rpc[Req, Res, Out | None], request: Req, timeout: float | None) -> Generator[Out]:
         with translated(self.target):
             method = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
-            call = method(request, self._limit(timeout))
+            call = method(request, self._limit(timeout), self._metadata)
             try:
                 for message in call:
                     if (event := rpc.read(message)) is not None:

@@ -101,15 +101,33 @@ LIST_VERSIONS = _rpc(
     adapter_service_pb2.ListVersionsResponse,
     adapter_messages.read_version_page,
 )
+UPDATE_ADAPTER = _rpc(
+    _ADAPTERS + "UpdateAdapter",
+    adapter_service_pb2.UpdateAdapterRequest,
+    adapter_pb2.Adapter,
+    adapter_messages.read_adapter,
+)
 DELETE_ADAPTER = _rpc(
     _ADAPTERS + "DeleteAdapter",
     adapter_service_pb2.DeleteAdapterRequest,
     adapter_pb2.Adapter,
     adapter_messages.read_adapter,
 )
+UNDELETE_ADAPTER = _rpc(
+    _ADAPTERS + "UndeleteAdapter",
+    adapter_service_pb2.UndeleteAdapterRequest,
+    adapter_pb2.Adapter,
+    adapter_messages.read_adapter,
+)
+LIST_AUDIT_EVENTS = _rpc(
+    _ADAPTERS + "ListAuditEvents",
+    adapter_service_pb2.ListAuditEventsRequest,
+    adapter_service_pb2.ListAuditEventsResponse,
+    adapter_messages.read_event_page,
+)
 # The messages of grpc.health.v1 are one string (field 1) and one enum (field 1). On the wire those
 # are StringValue and Int32Value, so the plain install needs no grpcio-health-checking.
 CHECK_HEALTH = _rpc("/grpc.health.v1.Health/Check", StringValue, Int32Value, _read_health)
 
-SAFE_TO_REPEAT = (GET_SERVER_INFO, GET_ADAPTER, GET_UPLOAD, LIST_ADAPTERS, LIST_VERSIONS)
+SAFE_TO_REPEAT = (GET_SERVER_INFO, GET_ADAPTER, GET_UPLOAD, LIST_ADAPTERS, LIST_VERSIONS, LIST_AUDIT_EVENTS)
 """Calls that change nothing and cost little: the channel may try them again."""

@@ -14,11 +14,14 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """server: address where a command names none."""
+    """server: address where a command names none. who: who is told to the server's audit log."""
 
     server: str = DEFAULT_SERVER
+    who: str | None = None
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> ClientSettings:
-    """LORAMUX_SERVER, where it is set to something."""
-    return ClientSettings(server=environment.get("LORAMUX_SERVER") or DEFAULT_SERVER)
+    """LORAMUX_SERVER and LORAMUX_WHO, where they are set to something."""
+    return ClientSettings(
+        server=environment.get("LORAMUX_SERVER") or DEFAULT_SERVER, who=environment.get("LORAMUX_WHO") or None
+    )

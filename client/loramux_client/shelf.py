@@ -38,6 +38,36 @@ class UploadOptions(TypedDict, total=False):
     default_weight: float
     trigger_words: Sequence[str]
     description: str
+    licence: str
+    base_model: str
+
+
+class AdapterChanges(TypedDict, total=False):
+    """What may be said anew of an adapter; what is not given stays as it is."""
+
+    labels: Mapping[str, str]
+    """All of them."""
+    default_weight: float | None
+    """None: 1 again."""
+    trigger_words: Sequence[str]
+    """Empty: those of the file again."""
+    description: str
+    licence: str
+    """Empty: the file's again."""
+    base_model: str
+    """Empty: the file's again."""
+    aliases: Mapping[str, int]
+    """All of them, each with the number of its version."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileNotes:
+    """What a file says of itself. trigger_source: the key of its metadata, or embedding; text of strangers."""
+
+    trigger_words: tuple[str, ...]
+    trigger_source: str
+    licence: str
+    base_model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +81,10 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """One immutable version of an adapter. kind: lora or embedding; embedding: what it is, where it is one."""
+    """One immutable version of an adapter. kind: lora or embedding; embedding: what it is, where it is one.
+
+    device_bytes: what it takes on the device in numbers of 16 bits. notes: what its file says of itself.
+    """
 
     adapter: str
     number: int
@@ -63,12 +96,19 @@ class AdapterVersion:
     layout_digest: str
     rank: int
     create_time: datetime | None
-    embedding: Embedding | None = None
+    embedding: Embedding | None
+    device_bytes: int
+    notes: FileNotes
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A named thing on the shelf."""
+    """A named thing on the shelf.
+
+    trigger_words, licence, base_model: the owner's, or else those of the latest version's file; trigger_source says
+    which. aliases: numbers of versions. etag: another one after every change. asked_version: the one that it was
+    looked up by, as name@number or name@alias.
+    """
 
     name: str
     latest_version: AdapterVersion
@@ -79,6 +119,24 @@ class Adapter:
     create_time: datetime | None
     update_time: datetime | None
     delete_time: datetime | None
+    licence: str
+    base_model: str
+    aliases: Mapping[str, int]
+    etag: str
+    trigger_source: str
+    asked_version: AdapterVersion | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """A change of the shelf: upload, update, delete or undelete. version: the one uploaded, else None."""
+
+    time: datetime | None
+    who: str
+    action: str
+    adapter: str
+    version: int | None
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ def size(count: int) -> str:
     return f"{count / 1024:.1f} KiB" if count < 1024 * 1024 else f"{count / 1024 / 1024:.1f} MiB"
 
 
+def moment(time: datetime) -> str:
+    """A time, for people."""
+    return time.strftime("%Y-%m-%d %H:%M UTC")
+
+
 def short(digest: str) -> str:
     """Enough of a digest to tell it from others."""
     return digest[:12]

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
 from loramux_server import messages
+from loramux_server.callers import caller
 from loramux_server.errors import InvalidRequest, UploadStalled, Violation
 from loramux_server.metrics import Metrics
 from loramux_store.errors import Refused, StoreError, UploadNotFound
-from loramux_store.record import Published
+from loramux_store.record import AdapterRecord, Published
 from loramux_store.store import Store
 from loramux_store.upload import Upload
 
@@ -56,7 +57,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         if first is None or first.WhichOneof("message") != "spec":
             raise InvalidRequest((Violation("spec", "is missing, expected in the first message"),))
         with self._counting():
-            upload = await self._begin(first.spec, first.offset)
+            upload = await self._begin(first.spec, first.offset, caller(context))
             try:
                 while (message := await _next(requests)) is not None:
                     await self._write(upload, _chunk(message))
@@ -79,7 +80,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
                 received_bytes=state.received_bytes, result=state.result
             )
         with self._counting(left=False):
-            upload = await self._begin(request.spec, request.offset)
+            upload = await self._begin(request.spec, request.offset, caller(context))
             try:
                 if request.chunk:
                     await self._write(upload, request.chunk)
@@ -134,8 +135,10 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         request: adapter_service_pb2.GetAdapterRequest,
         context: "Context",
     ) -> adapter_pb2.Adapter:
-        """One adapter by name."""
-        return messages.adapter(await self._call(self._store.get_adapter, request.name))
+        """One adapter, and the version of it that is named."""
+        name, at, _ = request.name.partition("@")
+        asked = await self._call(self._store.resolve, request.name) if at else None
+        return messages.adapter(await self._call(self._store.get_adapter, name), asked)
 
     async def ListAdapters(
         self,
@@ -143,7 +146,14 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         context: "Context",
     ) -> adapter_service_pb2.ListAdaptersResponse:
         """A page of adapters."""
-        page = await self._call(self._store.list_adapters, _page_size(request.page_size), request.page_token)
+        page = await self._call(
+            self._store.list_adapters,
+            _page_size(request.page_size),
+            request.page_token,
+            filter=request.filter,
+            order_by=request.order_by,
+            deleted=request.show_deleted,
+        )
         return adapter_service_pb2.ListAdaptersResponse(
             adapters=[messages.adapter(record) for record in page.items], next_page_token=page.next_page_token
         )
@@ -161,17 +171,62 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
             versions=[messages.version(record) for record in page.items], next_page_token=page.next_page_token
         )
 
+    async def UpdateAdapter(
+        self,
+        request: adapter_service_pb2.UpdateAdapterRequest,
+        context: "Context",
+    ) -> adapter_pb2.Adapter:
+        """Changes what people read of an adapter, and what its aliases mean."""
+        change, adapter = messages.adapter_change(request), request.adapter
+        return await self._changed(
+            "update", self._store.update_adapter, adapter.name, change, etag=adapter.etag, who=caller(context)
+        )
+
     async def DeleteAdapter(
         self,
         request: adapter_service_pb2.DeleteAdapterRequest,
         context: "Context",
     ) -> adapter_pb2.Adapter:
         """Takes an adapter off the shelf."""
-        return messages.adapter(await self._call(self._store.delete_adapter, request.name))
+        return await self._changed(
+            "delete", self._store.delete_adapter, request.name, etag=request.etag, who=caller(context)
+        )
 
-    async def _begin(self, spec: adapter_service_pb2.UploadSpec, offset: int) -> Upload:
+    async def UndeleteAdapter(
+        self,
+        request: adapter_service_pb2.UndeleteAdapterRequest,
+        context: "Context",
+    ) -> adapter_pb2.Adapter:
+        """Puts a deleted adapter back."""
+        return await self._changed(
+            "undelete", self._store.undelete_adapter, request.name, etag=request.etag, who=caller(context)
+        )
+
+    async def ListAuditEvents(
+        self,
+        request: adapter_service_pb2.ListAuditEventsRequest,
+        context: "Context",
+    ) -> adapter_service_pb2.ListAuditEventsResponse:
+        """A page of the audit log, newest first."""
+        page = await self._call(
+            self._store.list_events, _page_size(request.page_size), request.page_token, request.adapter
+        )
+        return adapter_service_pb2.ListAuditEventsResponse(
+            events=map(messages.audit_event, page.items), next_page_token=page.next_page_token
+        )
+
+    async def _changed(
+        self, action: str, change: Callable[P, AdapterRecord], *args: P.args, **kwargs: P.kwargs
+    ) -> adapter_pb2.Adapter:
+        record = await self._call(change, *args, **kwargs)
+        self._metrics.adapter_changes.labels(action).inc()
+        return messages.adapter(record)
+
+    async def _begin(self, spec: adapter_service_pb2.UploadSpec, offset: int, who: str) -> Upload:
         asked = messages.upload_spec(spec)
-        begun = asyncio.ensure_future(self._call(self._store.begin_upload, asked, spec.upload_id or None, offset))
+        begun = asyncio.ensure_future(
+            self._call(self._store.begin_upload, asked, spec.upload_id or None, offset, who=who)
+        )
         try:
             return await asyncio.shield(begun)
         except asyncio.CancelledError:  # the thread goes on, and nobody else would let go of the part

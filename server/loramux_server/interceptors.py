@@ -151,6 +151,8 @@ def _describe(error: Exception) -> _Details:
             return code.INTERNAL, "PICTURE_FAILED", {}, []
         case shelf.NotFound():
             return code.NOT_FOUND, "ADAPTER_NOT_FOUND", {"adapter": _short(error.ref)}, []
+        case shelf.Changed():
+            return code.ABORTED, "ETAG_MISMATCH", {"adapter": error.name, "etag": error.current}, []
         case shelf.UploadNotFound():
             return code.NOT_FOUND, "UPLOAD_NOT_FOUND", {"upload_id": error.upload_id}, []
         case shelf.UploadBusy():

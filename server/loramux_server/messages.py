@@ -44,7 +44,9 @@ from loramux_server.requests import (
 )
 from loramux_store.record import (
     AcceptReport,
+    AdapterChange,
     AdapterRecord,
+    AuditEvent,
     Embedding,
     InterpretOptions,
     Published,
@@ -101,6 +103,7 @@ _PRIORITIES = {
     generation_pb2.PRIORITY_BATCH: Priority.BATCH,
 }
 _KIND_NUMBERS = {"lora": adapter_pb2.ADAPTER_KIND_LORA, "embedding": adapter_pb2.ADAPTER_KIND_EMBEDDING}
+_CHANGEABLE = ("labels", "default_weight", "trigger_words", "description", "licence", "base_model", "aliases")
 _FORMAT_NUMBERS = {format: number for number, format in _FORMATS.items()}
 
 
@@ -347,6 +350,8 @@ def upload_spec(message: adapter_service_pb2.UploadSpec) -> UploadSpec:
         default_weight=message.default_weight if message.HasField("default_weight") else None,
         trigger_words=tuple(message.trigger_words),
         description=message.description,
+        licence=message.licence,
+        base_model=message.base_model,
         validate_only=message.validate_only,
     )
 
@@ -402,18 +407,24 @@ def _embedding(found: Embedding | None) -> adapter_pb2.Embedding | None:
     return adapter_pb2.Embedding(trigger=found.trigger, vectors=found.vectors, widths=found.widths)
 
 
-def adapter(record: AdapterRecord) -> adapter_pb2.Adapter:
-    """A named thing on the shelf."""
+def adapter(record: AdapterRecord, asked: VersionSummary | None = None) -> adapter_pb2.Adapter:
+    """A named thing on the shelf; asked: the version that it was looked up by."""
     return adapter_pb2.Adapter(
         name=record.name,
         latest_version=version(record.latest_version),
         labels=record.labels,
         default_weight=record.default_weight,
         trigger_words=record.trigger_words,
+        trigger_source=record.trigger_source,
         description=record.description,
+        licence=record.licence,
+        base_model=record.base_model,
+        aliases=record.aliases,
+        etag=record.etag,
         create_time=_timestamp(record.create_time),
         update_time=_timestamp(record.update_time),
         delete_time=None if record.delete_time is None else _timestamp(record.delete_time),
+        asked_version=None if asked is None else version(asked),
     )
 
 
@@ -429,8 +440,54 @@ def version(record: VersionSummary) -> adapter_pb2.AdapterVersion:
         layout=record.layout_name,
         layout_digest=record.layout_digest,
         rank=record.rank,
+        device_bytes=record.device_bytes,
         create_time=_timestamp(record.create_time),
         embedding=_embedding(record.embedding),
+        notes=adapter_pb2.FileNotes(
+            trigger_words=record.notes.trigger_words,
+            trigger_source=record.notes.source,
+            licence=record.notes.licence,
+            base_model=record.notes.base_model,
+        ),
+    )
+
+
+def adapter_change(request: adapter_service_pb2.UpdateAdapterRequest) -> AdapterChange:
+    """What to change: the fields of the mask, or without one those that are not empty.
+
+    Raises:
+        InvalidRequest: where the mask names a field that cannot be changed.
+    """
+    adapter, paths = request.adapter, set(request.update_mask.paths)
+    if unknown := sorted(paths - {"*", *_CHANGEABLE}):
+        expected = f"* or some of {', '.join(_CHANGEABLE)}"
+        raise InvalidRequest((Violation("update_mask", f"names {', '.join(unknown)}, expected {expected}"),))
+    if not paths:
+        paths = {field.name for field, _ in adapter.ListFields()} & set(_CHANGEABLE)
+    elif "*" in paths:
+        paths = set(_CHANGEABLE)
+    weight = adapter.default_weight if adapter.HasField("default_weight") else None
+    return AdapterChange(
+        labels=dict(adapter.labels) if "labels" in paths else None,
+        default_weight=weight if "default_weight" in paths else None,
+        clear_default_weight="default_weight" in paths and weight is None,
+        trigger_words=tuple(adapter.trigger_words) if "trigger_words" in paths else None,
+        description=adapter.description if "description" in paths else None,
+        licence=adapter.licence if "licence" in paths else None,
+        base_model=adapter.base_model if "base_model" in paths else None,
+        aliases=dict(adapter.aliases) if "aliases" in paths else None,
+    )
+
+
+def audit_event(event: AuditEvent) -> adapter_pb2.AuditEvent:
+    """A change of the shelf."""
+    return adapter_pb2.AuditEvent(
+        time=_timestamp(event.time),
+        who=event.who,
+        action=event.action,
+        adapter=event.adapter,
+        version=event.version or 0,
+        detail=event.detail,
     )
 
 

@@ -71,6 +71,7 @@ class Metrics:
         )
         self.uploads_in_progress = gauge("uploads_in_progress", "Calls that send an adapter file now.")
         self.uploads = counter("uploads_total", "Uploads that ended or were left, by how.", "outcome")
+        self.adapter_changes = counter("adapter_changes_total", "Adapters updated, deleted, undeleted.", "action")
         self.downloads = counter("downloads_total", "Downloads that ended, by how.", "outcome")
         self.download_bytes = counter("download_bytes_total", "Bytes of adapter files sent.")
         self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop last woke a sleeper.")

@@ -34,6 +34,7 @@ class FakeServer:
 
     target: str = ""
     requests: list[Any] = field(default_factory=list[Any])
+    metadata: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     chunks: list[bytes] = field(default_factory=list[bytes])
     names: list[str] = field(default_factory=lambda: [f"a{i}" for i in range(7)])
     page: int = 3
@@ -54,8 +55,9 @@ class FakeServer:
         self.failure, self.failures_left = (code, message, list(details)), times
 
     async def check(self, request: Any, context: Any) -> None:
-        """Remembers the request, and fails it where the script says so."""
+        """Remembers the request and its metadata, and fails it where the script says so."""
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
         if self.failure is not None and self.failures_left != 0:
             self.failures_left -= 1
             await refuse(context, *self.failure)
@@ -184,6 +186,8 @@ def adapter(name: str) -> adapter_pb2.Adapter:
     made = adapter_pb2.Adapter(name=name, latest_version=version(name, 2), trigger_words=["w"])
     made.labels["k"] = "v"
     made.create_time.FromSeconds(1_000_000_000)
+    made.licence, made.base_model, made.etag, made.trigger_source = "CC0", "v1-5", "e-1", "ss_dataset_dirs"
+    made.aliases["prod"] = 1
     return made
 
 
@@ -201,6 +205,10 @@ def version(name: str, number: int) -> adapter_pb2.AdapterVersion:
         kind=adapter_pb2.ADAPTER_KIND_LORA,
         layout="tiny",
         rank=8,
+        device_bytes=5000,
+        notes=adapter_pb2.FileNotes(
+            trigger_words=["w"], trigger_source="ss_dataset_dirs", licence="CC0", base_model="b"
+        ),
     )
     if name.startswith("emb"):
         made.kind, made.rank = adapter_pb2.ADAPTER_KIND_EMBEDDING, 0
@@ -273,7 +281,11 @@ class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
 
     async def GetAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
         await self.server.check(request, context)
-        return adapter(request.name)
+        name, at, _ = request.name.partition("@")
+        made = adapter(name)
+        if at:
+            made.asked_version.CopyFrom(version(name, 1))
+        return made
 
     async def ListAdapters(self, request: Any, context: Any) -> Any:
         await self.server.check(request, context)
@@ -292,6 +304,23 @@ class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def DeleteAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
         await self.server.check(request, context)
         return adapter(request.name)
+
+    async def UpdateAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
+        await self.server.check(request, context)
+        return adapter(request.adapter.name)
+
+    async def UndeleteAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
+        await self.server.check(request, context)
+        return adapter(request.name)
+
+    async def ListAuditEvents(self, request: Any, context: Any) -> Any:
+        await self.server.check(request, context)
+        items, token = self._page(list(range(5, 0, -1)), request.page_token)
+        events = [
+            adapter_pb2.AuditEvent(who="ann", action="upload", adapter=f"a{at}", version=at % 2, detail="d")
+            for at in items
+        ]
+        return adapter_service_pb2.ListAuditEventsResponse(events=events, next_page_token=token)
 
     def _page(self, items: list[Any], token: str) -> tuple[list[Any], str]:
         start = int(token or 0)

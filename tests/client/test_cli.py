@@ -77,6 +77,7 @@ def test_the_server_is_named_by_the_environment() -> None:
     assert read_settings({}).server == read_settings({"LORAMUX_SERVER": ""}).server
     assert read_settings({}).server == DEFAULT_SERVER
     assert read_settings({"LORAMUX_SERVER": "h:1"}).server == "h:1"
+    assert read_settings({"LORAMUX_WHO": "ann"}).who == "ann" and read_settings({"LORAMUX_WHO": ""}).who is None
 
 
 def test_several_pictures_are_numbered() -> None:
@@ -262,6 +263,60 @@ async def test_show_lists_versions(server: Any, capsys: pytest.CaptureFixture[st
     assert [version["number"] for version in shown["versions"]] == [5, 4, 3, 2, 1]
 
 
+async def test_list_passes_on_what_is_asked(server: Any) -> None:
+    chosen = ["--filter", "kind=lora x", "--order", "create_time desc", "--deleted"]
+    assert await run(server, "adapters", "list", *chosen) == 0
+    request = server.requests[0]
+    assert (request.filter, request.order_by, request.show_deleted) == ("kind=lora x", "create_time desc", True)
+
+
+async def test_show_of_an_alias_shows_its_version(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "show", "ink@prod") == 0
+    said = capsys.readouterr().out
+    assert "aliases         prod=1" in said and "licence         CC0" in said and "4.9 KiB" in said
+    assert "trigger words   w (the file's ss_dataset_dirs)" in said
+    assert len(server.requests) == 1
+
+
+async def test_update_changes_what_is_said_and_keeps_the_rest(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["--label", "a=b=c", "--alias", "next=2", "--trigger-word", "one two", "--description", "", "--licence", "x"]
+    assert await run(server, "adapters", "update", "ink", *said) == 0
+    assert capsys.readouterr().out == "updated ink\n"
+    request = server.requests[-1]
+    paths = ["aliases", "description", "labels", "licence", "trigger_words"]
+    assert sorted(request.update_mask.paths) == paths and request.adapter.etag == "e-1"
+    assert dict(request.adapter.labels) == {"k": "v", "a": "b=c"}
+    assert dict(request.adapter.aliases) == {"prod": 1, "next": 2}
+    assert list(request.adapter.trigger_words) == ["one two"] and request.adapter.licence == "x"
+
+
+async def test_update_takes_away(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["--remove-label", "k", "--remove-alias", "prod", "--clear-trigger-words", "--clear-default-weight"]
+    assert await run(server, "adapters", "update", "ink", *said) == 0
+    request = server.requests[-1]
+    assert sorted(request.update_mask.paths) == ["aliases", "default_weight", "labels", "trigger_words"]
+    assert (dict(request.adapter.labels), dict(request.adapter.aliases)) == ({}, {})
+    assert not request.adapter.HasField("default_weight") and not request.adapter.trigger_words
+    assert await run(server, "adapters", "update", "ink") == 0
+    assert "nothing to change of ink" in capsys.readouterr().out
+    assert server.requests[-1].DESCRIPTOR.name == "GetAdapterRequest"
+
+
+async def test_undelete_puts_back(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "undelete", "ink") == 0
+    assert server.requests[0].name == "ink"
+    assert capsys.readouterr().out == "put back ink\n"
+
+
+async def test_log_shows_the_newest(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "log", "--most", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[1].split() == ["-", "ann", "upload", "a5@1", "d"]
+    assert await run(server, "adapters", "log", "ink", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["who"] == "ann"
+    assert server.requests[-1].adapter == "ink"
+
+
 async def test_rm_deletes(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert await run(server, "adapters", "rm", "ink") == 0
     assert server.requests[0].name == "ink"
@@ -307,6 +362,8 @@ async def test_a_refusal_is_one_line_and_one_for_each_violation(
         ["generate", "x", "-o", "a.gif"],
         ["generate", "x", "--steps", "many"],
         ["adapters", "push", "f", "--label", "nothing"],
+        ["adapters", "update", "x", "--alias", "prod=latest"],
+        ["adapters", "log", "--most", "0"],
         ["adapters", "bogus"],
     ],
 )

@@ -17,10 +17,11 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
 
-from loramux.v1 import adapter_service_pb2, generation_pb2
+from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2
 from loramux_client import AsyncClient, Client, Sizes, Use, errors, patience
 from loramux_client.pictures import Done, ImageReady, Queued, Started, Step
 from loramux_client.server_info import Health
+from loramux_client.shelf import AuditEvent, FileNotes
 from loramux_client.upload_source import CHUNK_BYTES
 
 
@@ -204,6 +205,78 @@ async def test_get_and_delete_name_the_adapter(ask: Any, server: Any) -> None:
     assert (await ask("get_adapter", "ink")).latest_version.kind == "lora"
     assert (await ask("delete_adapter", "ink")).labels == {"k": "v"}
     assert [request.name for request in server.requests] == ["ink", "ink"]
+
+
+async def test_lists_are_selected_by_the_server(ask: Any, server: Any) -> None:
+    await ask("list_adapters", filter="kind=lora", order_by="name desc", deleted=True)
+    sent = {(r.filter, r.order_by, r.show_deleted) for r in server.requests}
+    assert len(server.requests) == 3 and sent == {("kind=lora", "name desc", True)}
+
+
+async def test_everything_of_an_adapter_is_read(ask: Any, server: Any) -> None:
+    found = await ask("get_adapter", "ink@prod")
+    assert (found.licence, found.base_model, found.etag) == ("CC0", "v1-5", "e-1")
+    assert (found.aliases, found.trigger_source) == ({"prod": 1}, "ss_dataset_dirs")
+    assert found.asked_version.number == 1 != found.latest_version.number
+    assert found.latest_version.device_bytes == 5000
+    assert found.latest_version.notes == FileNotes(("w",), "ss_dataset_dirs", "CC0", "b")
+    assert (await ask("get_adapter", "ink")).asked_version is None
+
+
+async def test_an_update_names_what_it_changes(ask: Any, server: Any) -> None:
+    await ask("update_adapter", "ink", etag="e", description="", default_weight=None)
+    await ask(
+        "update_adapter",
+        "ink",
+        labels={"a": "b"},
+        trigger_words=["w"],
+        default_weight=0.5,
+        aliases={"prod": 3},
+        licence="l",
+        base_model="m",
+    )
+    emptied, said = server.requests
+    assert list(emptied.update_mask.paths) == ["default_weight", "description"]
+    assert emptied.adapter == adapter_pb2.Adapter(name="ink", etag="e")
+    assert len(said.update_mask.paths) == 6 and said.adapter == adapter_pb2.Adapter(
+        name="ink",
+        labels={"a": "b"},
+        trigger_words=["w"],
+        default_weight=0.5,
+        aliases={"prod": 3},
+        licence="l",
+        base_model="m",
+    )
+    with pytest.raises(errors.InvalidArgument, match="description"):
+        await ask("update_adapter", "ink", description=3)
+
+
+async def test_deleting_and_undeleting_may_depend_on_an_etag(ask: Any, server: Any) -> None:
+    await ask("delete_adapter", "ink", etag="e")
+    await ask("undelete_adapter", "ink", etag="f")
+    assert [(r.name, r.etag) for r in server.requests] == [("ink", "e"), ("ink", "f")]
+
+
+async def test_the_audit_log_comes_whole(ask: Any, server: Any) -> None:
+    found = await ask("list_audit_events", "a1")
+    assert found[0] == AuditEvent(None, "ann", "upload", "a5", 1, "d")
+    assert [event.version for event in found] == [1, None, 1, None, 1]
+    assert {request.adapter for request in server.requests} == {"a1"}
+
+
+async def test_who_calls_is_told_with_every_call(server: Any) -> None:
+    with Client(server.target, who="Jörg") as one:
+        await asyncio.to_thread(lambda: (one.get_adapter("x"), one.generate("p"), list(one.stream("p"))))
+        await asyncio.to_thread(one.upload, b"file", "x")
+    async with AsyncClient(server.target, who="Jörg") as other:
+        await other.get_adapter("x")
+        _ = [event async for event in other.stream("p")]
+        await other.upload(b"file", "x")
+    assert len(server.metadata) >= 7
+    assert {sent.get("loramux-who") for sent in server.metadata} == {"J%C3%B6rg"}
+    async with AsyncClient(server.target) as nobody:
+        await nobody.get_adapter("x")
+    assert "loramux-who" not in server.metadata[-1]
 
 
 async def test_server_info_keeps_samplers_it_does_not_know(ask: Any) -> None:

@@ -149,10 +149,10 @@ def test_calls_to_the_shelf_that_hang_hold_up_no_picture(wired: WireServer, monk
     """More listings than the shelf has threads, none of which returns."""
     hanging, opened, listing = threading.Event(), threading.Event(), wired.app.store.list_adapters
 
-    def slow(*given: Any) -> Any:
+    def slow(*given: Any, **named: Any) -> Any:
         hanging.set()
         assert opened.wait(20)
-        return listing(*given)
+        return listing(*given, **named)
 
     monkeypatch.setattr(wired.app.store, "list_adapters", slow)
     calls = [wired.shelf.ListAdapters.future(adapter_service_pb2.ListAdaptersRequest()) for _ in range(8)]

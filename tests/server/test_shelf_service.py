@@ -220,10 +220,10 @@ async def test_a_call_cancelled_while_it_begins_lets_go_of_its_upload(
 ) -> None:
     begin, begun, go_on = door.store.begin_upload, threading.Event(), threading.Event()
 
-    def slowly(*args: Any) -> Any:
+    def slowly(*args: Any, **named: Any) -> Any:
         begun.set()
         go_on.wait(20)
-        return begin(*args)
+        return begin(*args, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(door.store, "begin_upload", slowly)

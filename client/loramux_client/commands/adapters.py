@@ -15,12 +15,25 @@ from cyclopts import App, Parameter, Token
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
 from loramux_client import shelf, terminal
+from loramux_client.commands.adapter_tables import (
+    ADAPTER_COLUMNS,
+    VERSION_COLUMNS,
+    adapter_row,
+    extent,
+    facts,
+    version_row,
+)
 from loramux_client.commands.installed import shelf_tools
 from loramux_client.commands.server import Json, Server, connect
 from loramux_client.errors import InvalidArgument
 
 SHOWN_IGNORED = 5
 """Ignored keys that a push lists one by one; a file of another trainer can have hundreds."""
+
+FILTER_HELP = (
+    "Terms that must all hold: layout=NAME, kind=lora or kind=embedding, labels.KEY=VALUE, labels.KEY, or words that "
+    "stand in name, description or trigger words."
+)
 
 adapters = App(name="adapters", help="Put adapters on the shelf, look at them, take them off.")
 
@@ -38,6 +51,10 @@ Trigger = Annotated[
 ]
 
 
+Licence = Annotated[str | None, Parameter(help="Licence. Default: what the file says.")]
+BaseModel = Annotated[str | None, Parameter(help="What base it was made with. Default: what the file says.")]
+
+
 def _labels(_: type[Any], tokens: Sequence[Token]) -> list[tuple[str, str]]:
     return [_label(token.value) for token in tokens]
 
@@ -49,6 +66,23 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
+Labels = Annotated[
+    list[tuple[str, str]] | None,
+    Parameter(
+        name="--label",
+        converter=_labels,
+        n_tokens=1,
+        accepts_keys=False,
+        negative="",
+        metavar="KEY=VALUE",
+        help="A note; repeatable.",
+    ),
+]
+Words = Annotated[
+    list[str] | None, Parameter(name="--trigger-word", negative="", help="A word that brings it out; repeatable.")
+]
+
+
 @adapters.command
 def push(
     file: File,
@@ -56,21 +90,11 @@ def push(
     *,
     name: Annotated[str | None, Parameter(help="Default: the file's name, made valid.")] = None,
     default_weight: float | None = None,
-    trigger_word: Annotated[
-        list[str] | None, Parameter(negative="", help="A word that brings it out; repeatable.")
-    ] = None,
-    label: Annotated[
-        list[tuple[str, str]] | None,
-        Parameter(
-            converter=_labels,
-            n_tokens=1,
-            accepts_keys=False,
-            negative="",
-            metavar="KEY=VALUE",
-            help="A note; repeatable.",
-        ),
-    ] = None,
+    trigger_word: Words = None,
+    label: Labels = None,
     description: str | None = None,
+    licence: Licence = None,
+    base_model: BaseModel = None,
     layout: Layout = None,
     peft_config: PeftConfig = None,
     alpha: Alpha = None,
@@ -89,6 +113,8 @@ def push(
         trigger_words=trigger_word,
         labels=None if label is None else dict(label),
         description=description,
+        licence=licence,
+        base_model=base_model,
         layout=layout,
         peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
         alpha=alpha,
@@ -109,37 +135,48 @@ def push(
 
 
 @adapters.command(name="list")
-def list_(*, server: Server = None, json: Json = False) -> None:
-    """List all adapters."""
+def list_(
+    *,
+    filter: Annotated[str, Parameter(help=FILTER_HELP)] = "",
+    order: Annotated[str, Parameter(help="name, create_time or update_time; with ' desc' the other way round.")] = "",
+    deleted: Annotated[bool, Parameter(negative="", help="Also those that were removed.")] = False,
+    server: Server = None,
+    json: Json = False,
+) -> None:
+    """List adapters."""
     with connect(server) as client:
-        found = list(client.list_adapters())
+        found = list(client.list_adapters(filter=filter, order_by=order, deleted=deleted))
     if json:
         terminal.say_json(found)
         return
-    columns = ("name", "version", "kind", "rank", "layout", "size", "weight", "trigger words", "digest")
-    terminal.say_table(columns, map(_row, found))
+    terminal.say_table(ADAPTER_COLUMNS, map(adapter_row, found))
 
 
 @adapters.command
-def show(name: Name, /, *, server: Server = None, json: Json = False) -> None:
+def show(
+    name: Annotated[str, Parameter(help="An adapter, as NAME, NAME@VERSION or NAME@ALIAS.")],
+    /,
+    *,
+    server: Server = None,
+    json: Json = False,
+) -> None:
     """Show one adapter and its versions."""
     with connect(server) as client:
-        found, versions = client.get_adapter(name), list(client.list_versions(name))
+        found = client.get_adapter(name)
+        asked = found.asked_version
+        versions = [asked] if asked else list(client.list_versions(name))
     if json:
         terminal.say_json({"adapter": found, "versions": versions})
         return
     terminal.say(f"{found.name}: {found.description}" if found.description else found.name)
-    terminal.say(f"default weight  {_weight(found)}")
-    terminal.say(f"trigger words   {_words(found) or '-'}")
-    notes = ", ".join(f"{key}={value}" for key, value in sorted(found.labels.items()))
-    terminal.say(f"labels          {notes or '-'}")
-    columns = ("version", "rank", "kind", "trigger", "layout", "size", "created", "digest", "blob")
-    terminal.say_table(columns, map(_version_row, versions))
+    for fact, text in facts(found):
+        terminal.say(f"{fact:<16}{text or '-'}")
+    terminal.say_table(VERSION_COLUMNS, map(version_row, versions))
 
 
 @adapters.command
 def pull(
-    adapter: Annotated[str, Parameter(help="An adapter, as NAME or NAME@VERSION.")],
+    adapter: Annotated[str, Parameter(help="An adapter, as NAME, NAME@VERSION or NAME@ALIAS.")],
     /,
     *,
     out: Annotated[
@@ -156,7 +193,7 @@ def pull(
 
 @adapters.command
 def rm(name: Name, /, *, server: Server = None) -> None:
-    """Take an adapter off the shelf. Pictures being drawn keep it."""
+    """Take an adapter off the shelf. Pictures being drawn keep it; `undelete` puts it back."""
     with connect(server) as client:
         client.delete_adapter(name)
     terminal.say(f"removed {name}")
@@ -208,62 +245,14 @@ def _reach(report: shelf.AcceptReport) -> str:
     if report.embedding is not None:
         widths = ", ".join(f"{width} in {encoder}" for encoder, width in report.embedding.widths.items())
         return (
-            f"embedding of {_extent(report.embedding)}, width {widths}; acts where {report.embedding.trigger!r} stands"
+            f"embedding of {extent(report.embedding)}, width {widths}; acts where {report.embedding.trigger!r} stands"
         )
     ranks = sorted({module.rank for module in report.matched if module.rank})
     span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
     return f"acts on {len(report.matched)} modules, rank {span or '-'}"
 
 
-def _extent(embedding: shelf.Embedding) -> str:
-    return "1 vector" if embedding.vectors == 1 else f"{embedding.vectors} vectors"
-
-
-def _rank(version: shelf.AdapterVersion) -> str:
-    return str(version.rank) if version.embedding is None else _extent(version.embedding)
-
-
-def _words(adapter: shelf.Adapter) -> str:
-    """The trigger of an embedding, then what its owner says brings it out."""
-    embedding = adapter.latest_version.embedding
-    return ", ".join((*([embedding.trigger] if embedding else []), *adapter.trigger_words))
-
-
 def _how(module: shelf.MatchedModule) -> str:
     """Such as `lora as rows`, or `lokr as kronecker, decomposed by output`."""
     axis = f", decomposed by {module.axis}" if module.axis else ""
     return f"{module.algorithm} as {module.operation}{axis}"
-
-
-def _weight(adapter: shelf.Adapter) -> str:
-    return "1" if adapter.default_weight is None else f"{adapter.default_weight:g}"
-
-
-def _row(adapter: shelf.Adapter) -> tuple[str, ...]:
-    version = adapter.latest_version
-    return (
-        adapter.name,
-        str(version.number),
-        version.kind,
-        _rank(version),
-        version.layout,
-        terminal.size(version.size_bytes),
-        _weight(adapter),
-        _words(adapter),
-        terminal.short(version.digest),
-    )
-
-
-def _version_row(version: shelf.AdapterVersion) -> tuple[str, ...]:
-    created = version.create_time
-    return (
-        str(version.number),
-        _rank(version),
-        version.kind,
-        "-" if version.embedding is None else version.embedding.trigger,
-        version.layout,
-        terminal.size(version.size_bytes),
-        "-" if created is None else created.strftime("%Y-%m-%d %H:%M UTC"),
-        terminal.short(version.digest),
-        terminal.short(version.blob_digest),
-    )

@@ -30,8 +30,9 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")
 
 def connect(server: str | None, timeout: float | None = None) -> Client:
     """A client of the server named, or of the default one."""
-    target = server or read_settings().server
-    return Client(target) if timeout is None else Client(target, timeout=timeout)
+    settings = read_settings()
+    target, who = server or settings.server, settings.who
+    return Client(target, who=who) if timeout is None else Client(target, timeout=timeout, who=who)
 
 
 def info(*, server: Server = None, json: Json = False) -> None:

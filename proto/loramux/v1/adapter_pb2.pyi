@@ -37,7 +37,7 @@ class Embedding(_message.Message):
     def __init__(self, trigger: _Optional[str] = ..., vectors: _Optional[int] = ..., widths: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "latest_version", "labels", "default_weight", "trigger_words", "description", "create_time", "update_time", "delete_time")
+    __slots__ = ("name", "latest_version", "labels", "default_weight", "trigger_words", "description", "create_time", "update_time", "delete_time", "licence", "base_model", "aliases", "etag", "trigger_source", "asked_version")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,13 @@ class Adapter(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class AliasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +61,12 @@ class Adapter(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     DELETE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ASKED_VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     latest_version: AdapterVersion
     labels: _containers.ScalarMap[str, str]
@@ -63,10 +76,44 @@ class Adapter(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     delete_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., latest_version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    licence: str
+    base_model: str
+    aliases: _containers.ScalarMap[str, int]
+    etag: str
+    trigger_source: str
+    asked_version: AdapterVersion
+    def __init__(self, name: _Optional[str] = ..., latest_version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., licence: _Optional[str] = ..., base_model: _Optional[str] = ..., aliases: _Optional[_Mapping[str, int]] = ..., etag: _Optional[str] = ..., trigger_source: _Optional[str] = ..., asked_version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
+
+class FileNotes(_message.Message):
+    __slots__ = ("trigger_words", "trigger_source", "licence", "base_model")
+    TRIGGER_WORDS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    trigger_words: _containers.RepeatedScalarFieldContainer[str]
+    trigger_source: str
+    licence: str
+    base_model: str
+    def __init__(self, trigger_words: _Optional[_Iterable[str]] = ..., trigger_source: _Optional[str] = ..., licence: _Optional[str] = ..., base_model: _Optional[str] = ...) -> None: ...
+
+class AuditEvent(_message.Message):
+    __slots__ = ("time", "who", "action", "adapter", "version", "detail")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    who: str
+    action: str
+    adapter: str
+    version: int
+    detail: str
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., who: _Optional[str] = ..., action: _Optional[str] = ..., adapter: _Optional[str] = ..., version: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("adapter", "number", "digest", "blob_digest", "size_bytes", "kind", "layout", "layout_digest", "rank", "create_time", "embedding")
+    __slots__ = ("adapter", "number", "digest", "blob_digest", "size_bytes", "kind", "layout", "layout_digest", "rank", "create_time", "embedding", "device_bytes", "notes")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +125,8 @@ class AdapterVersion(_message.Message):
     RANK_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     number: int
     digest: str
@@ -89,7 +138,9 @@ class AdapterVersion(_message.Message):
     rank: int
     create_time: _timestamp_pb2.Timestamp
     embedding: Embedding
-    def __init__(self, adapter: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., blob_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
+    device_bytes: int
+    notes: FileNotes
+    def __init__(self, adapter: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., blob_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., device_bytes: _Optional[int] = ..., notes: _Optional[_Union[FileNotes, _Mapping]] = ...) -> None: ...
 
 class AcceptReport(_message.Message):
     __slots__ = ("family", "layout", "evidence", "matched", "ignored", "warnings", "embedding")

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from loramux.v1 import adapter_pb2 as loramux_dot_v1_dot_adapter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n loramux/v1/adapter_service.proto\x12\nloramux.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18loramux/v1/adapter.proto\"\xa1\x03\n\nUploadSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x11\n\tupload_id\x18\x05 \x01(\t\x12\x0e\n\x06layout\x18\n \x01(\t\x12\x18\n\x0bpeft_config\x18\x0b \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07trigger\x18\r \x01(\tH\x02\x88\x01\x01\x12\x32\n\x06labels\x18\x14 \x03(\x0b\x32\".loramux.v1.UploadSpec.LabelsEntry\x12\x1b\n\x0e\x64\x65\x66\x61ult_weight\x18\x15 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\rtrigger_words\x18\x16 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x17 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_peft_configB\x08\n\x06_alphaB\n\n\x08_triggerB\x11\n\x0f_default_weight\"j\n\x14UploadAdapterRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x16.loramux.v1.UploadSpecH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x42\t\n\x07message\"n\n\x17WriteUploadChunkRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.loramux.v1.UploadSpec\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x04 \x01(\x08\"e\n\x18WriteUploadChunkResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32!.loramux.v1.UploadAdapterResponse\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"\xb0\x01\n\x0bUploadState\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32!.loramux.v1.UploadAdapterResponse\"\'\n\x12\x41\x62ortUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"\x15\n\x13\x41\x62ortUploadResponse\"9\n\x16\x44ownloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"d\n\x17\x44ownloadAdapterResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1a.loramux.v1.AdapterVersionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x7f\n\x15UploadAdapterResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.loramux.v1.AdapterVersion\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x18.loramux.v1.AcceptReport\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.loramux.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x14ListVersionsResponse\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.loramux.v1.AdapterVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xe9\x05\n\x0e\x41\x64\x61pterService\x12V\n\rUploadAdapter\x12 .loramux.v1.UploadAdapterRequest\x1a!.loramux.v1.UploadAdapterResponse(\x01\x12]\n\x10WriteUploadChunk\x12#.loramux.v1.WriteUploadChunkRequest\x1a$.loramux.v1.WriteUploadChunkResponse\x12\x42\n\tGetUpload\x12\x1c.loramux.v1.GetUploadRequest\x1a\x17.loramux.v1.UploadState\x12N\n\x0b\x41\x62ortUpload\x12\x1e.loramux.v1.AbortUploadRequest\x1a\x1f.loramux.v1.AbortUploadResponse\x12\\\n\x0f\x44ownloadAdapter\x12\".loramux.v1.DownloadAdapterRequest\x1a#.loramux.v1.DownloadAdapterResponse0\x01\x12@\n\nGetAdapter\x12\x1d.loramux.v1.GetAdapterRequest\x1a\x13.loramux.v1.Adapter\x12Q\n\x0cListAdapters\x12\x1f.loramux.v1.ListAdaptersRequest\x1a .loramux.v1.ListAdaptersResponse\x12Q\n\x0cListVersions\x12\x1f.loramux.v1.ListVersionsRequest\x1a .loramux.v1.ListVersionsResponse\x12\x46\n\rDeleteAdapter\x12 .loramux.v1.DeleteAdapterRequest\x1a\x13.loramux.v1.Adapterb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n loramux/v1/adapter_service.proto\x12\nloramux.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18loramux/v1/adapter.proto\"\xc6\x03\n\nUploadSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x11\n\tupload_id\x18\x05 \x01(\t\x12\x0e\n\x06layout\x18\n \x01(\t\x12\x18\n\x0bpeft_config\x18\x0b \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07trigger\x18\r \x01(\tH\x02\x88\x01\x01\x12\x32\n\x06labels\x18\x14 \x03(\x0b\x32\".loramux.v1.UploadSpec.LabelsEntry\x12\x1b\n\x0e\x64\x65\x66\x61ult_weight\x18\x15 \x01(\x01H\x03\x88\x01\x01\x12\x15\n\rtrigger_words\x18\x16 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x17 \x01(\t\x12\x0f\n\x07licence\x18\x18 \x01(\t\x12\x12\n\nbase_model\x18\x19 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_peft_configB\x08\n\x06_alphaB\n\n\x08_triggerB\x11\n\x0f_default_weight\"j\n\x14UploadAdapterRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x16.loramux.v1.UploadSpecH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x42\t\n\x07message\"n\n\x17WriteUploadChunkRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.loramux.v1.UploadSpec\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x04 \x01(\x08\"e\n\x18WriteUploadChunkResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32!.loramux.v1.UploadAdapterResponse\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"\xb0\x01\n\x0bUploadState\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32!.loramux.v1.UploadAdapterResponse\"\'\n\x12\x41\x62ortUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"\x15\n\x13\x41\x62ortUploadResponse\"9\n\x16\x44ownloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"d\n\x17\x44ownloadAdapterResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1a.loramux.v1.AdapterVersionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x7f\n\x15UploadAdapterResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.loramux.v1.AdapterVersion\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x18.loramux.v1.AcceptReport\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"t\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\"V\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.loramux.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x14ListVersionsResponse\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.loramux.v1.AdapterVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x14UpdateAdapterRequest\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.loramux.v1.Adapter\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"2\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"4\n\x16UndeleteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"P\n\x16ListAuditEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\"Z\n\x17ListAuditEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.loramux.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd9\x07\n\x0e\x41\x64\x61pterService\x12V\n\rUploadAdapter\x12 .loramux.v1.UploadAdapterRequest\x1a!.loramux.v1.UploadAdapterResponse(\x01\x12]\n\x10WriteUploadChunk\x12#.loramux.v1.WriteUploadChunkRequest\x1a$.loramux.v1.WriteUploadChunkResponse\x12\x42\n\tGetUpload\x12\x1c.loramux.v1.GetUploadRequest\x1a\x17.loramux.v1.UploadState\x12N\n\x0b\x41\x62ortUpload\x12\x1e.loramux.v1.AbortUploadRequest\x1a\x1f.loramux.v1.AbortUploadResponse\x12\\\n\x0f\x44ownloadAdapter\x12\".loramux.v1.DownloadAdapterRequest\x1a#.loramux.v1.DownloadAdapterResponse0\x01\x12@\n\nGetAdapter\x12\x1d.loramux.v1.GetAdapterRequest\x1a\x13.loramux.v1.Adapter\x12Q\n\x0cListAdapters\x12\x1f.loramux.v1.ListAdaptersRequest\x1a .loramux.v1.ListAdaptersResponse\x12Q\n\x0cListVersions\x12\x1f.loramux.v1.ListVersionsRequest\x1a .loramux.v1.ListVersionsResponse\x12\x46\n\rUpdateAdapter\x12 .loramux.v1.UpdateAdapterRequest\x1a\x13.loramux.v1.Adapter\x12\x46\n\rDeleteAdapter\x12 .loramux.v1.DeleteAdapterRequest\x1a\x13.loramux.v1.Adapter\x12J\n\x0fUndeleteAdapter\x12\".loramux.v1.UndeleteAdapterRequest\x1a\x13.loramux.v1.Adapter\x12Z\n\x0fListAuditEvents\x12\".loramux.v1.ListAuditEventsRequest\x1a#.loramux.v1.ListAuditEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,42 +36,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPLOADSPEC_LABELSENTRY']._loaded_options = None
   _globals['_UPLOADSPEC_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_UPLOADSPEC']._serialized_start=108
-  _globals['_UPLOADSPEC']._serialized_end=525
-  _globals['_UPLOADSPEC_LABELSENTRY']._serialized_start=423
-  _globals['_UPLOADSPEC_LABELSENTRY']._serialized_end=468
-  _globals['_UPLOADADAPTERREQUEST']._serialized_start=527
-  _globals['_UPLOADADAPTERREQUEST']._serialized_end=633
-  _globals['_WRITEUPLOADCHUNKREQUEST']._serialized_start=635
-  _globals['_WRITEUPLOADCHUNKREQUEST']._serialized_end=745
-  _globals['_WRITEUPLOADCHUNKRESPONSE']._serialized_start=747
-  _globals['_WRITEUPLOADCHUNKRESPONSE']._serialized_end=848
-  _globals['_GETUPLOADREQUEST']._serialized_start=850
-  _globals['_GETUPLOADREQUEST']._serialized_end=887
-  _globals['_UPLOADSTATE']._serialized_start=890
-  _globals['_UPLOADSTATE']._serialized_end=1066
-  _globals['_ABORTUPLOADREQUEST']._serialized_start=1068
-  _globals['_ABORTUPLOADREQUEST']._serialized_end=1107
-  _globals['_ABORTUPLOADRESPONSE']._serialized_start=1109
-  _globals['_ABORTUPLOADRESPONSE']._serialized_end=1130
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=1132
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=1189
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=1191
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1291
-  _globals['_UPLOADADAPTERRESPONSE']._serialized_start=1293
-  _globals['_UPLOADADAPTERRESPONSE']._serialized_end=1420
-  _globals['_GETADAPTERREQUEST']._serialized_start=1422
-  _globals['_GETADAPTERREQUEST']._serialized_end=1455
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1457
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1517
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1519
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1605
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1607
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1681
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1683
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1776
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=1778
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=1814
-  _globals['_ADAPTERSERVICE']._serialized_start=1817
-  _globals['_ADAPTERSERVICE']._serialized_end=2562
+  _globals['_UPLOADSPEC']._serialized_start=142
+  _globals['_UPLOADSPEC']._serialized_end=596
+  _globals['_UPLOADSPEC_LABELSENTRY']._serialized_start=494
+  _globals['_UPLOADSPEC_LABELSENTRY']._serialized_end=539
+  _globals['_UPLOADADAPTERREQUEST']._serialized_start=598
+  _globals['_UPLOADADAPTERREQUEST']._serialized_end=704
+  _globals['_WRITEUPLOADCHUNKREQUEST']._serialized_start=706
+  _globals['_WRITEUPLOADCHUNKREQUEST']._serialized_end=816
+  _globals['_WRITEUPLOADCHUNKRESPONSE']._serialized_start=818
+  _globals['_WRITEUPLOADCHUNKRESPONSE']._serialized_end=919
+  _globals['_GETUPLOADREQUEST']._serialized_start=921
+  _globals['_GETUPLOADREQUEST']._serialized_end=958
+  _globals['_UPLOADSTATE']._serialized_start=961
+  _globals['_UPLOADSTATE']._serialized_end=1137
+  _globals['_ABORTUPLOADREQUEST']._serialized_start=1139
+  _globals['_ABORTUPLOADREQUEST']._serialized_end=1178
+  _globals['_ABORTUPLOADRESPONSE']._serialized_start=1180
+  _globals['_ABORTUPLOADRESPONSE']._serialized_end=1201
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=1203
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=1260
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=1262
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1362
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_start=1364
+  _globals['_UPLOADADAPTERRESPONSE']._serialized_end=1491
+  _globals['_GETADAPTERREQUEST']._serialized_start=1493
+  _globals['_GETADAPTERREQUEST']._serialized_end=1526
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1528
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1644
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1646
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1732
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1734
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1808
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1810
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1903
+  _globals['_UPDATEADAPTERREQUEST']._serialized_start=1905
+  _globals['_UPDATEADAPTERREQUEST']._serialized_end=2014
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=2016
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=2066
+  _globals['_UNDELETEADAPTERREQUEST']._serialized_start=2068
+  _globals['_UNDELETEADAPTERREQUEST']._serialized_end=2120
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=2122
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=2202
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=2204
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=2294
+  _globals['_ADAPTERSERVICE']._serialized_start=2297
+  _globals['_ADAPTERSERVICE']._serialized_end=3282
 # @@protoc_insertion_point(module_scope)

@@ -77,10 +77,25 @@ class AdapterServiceStub:
                 request_serializer=loramux_dot_v1_dot_adapter__service__pb2.ListVersionsRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.ListVersionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/UpdateAdapter',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.UpdateAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+                _registered_method=True)
         self.DeleteAdapter = channel.unary_unary(
                 '/loramux.v1.AdapterService/DeleteAdapter',
                 request_serializer=loramux_dot_v1_dot_adapter__service__pb2.DeleteAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.UndeleteAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/UndeleteAdapter',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.UndeleteAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/loramux.v1.AdapterService/ListAuditEvents',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
 
 
@@ -142,7 +157,7 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """All adapters in the order of their names, in pages.
+        """All adapters, or those that a filter selects, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,9 +170,32 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateAdapter(self, request, context):
+        """Changes what people read of an adapter, its default weight, and its aliases. NOT_FOUND where there is none,
+        ABORTED (ErrorInfo.reason ETAG_MISMATCH, metadata "etag") where the adapter's etag is another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteAdapter(self, request, context):
         """Takes an adapter off the shelf (softly). Images in flight keep the version they resolved. A later
-        upload under the name continues its numbering. NOT_FOUND where there is none.
+        upload under the name continues its numbering. Errors are those of UpdateAdapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteAdapter(self, request, context):
+        """Puts a deleted adapter back as it was; one that is on the shelf stays as it is. Errors are those of
+        UpdateAdapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """Who changed what and when, newest first, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,10 +244,25 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.ListVersionsRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapter__service__pb2.ListVersionsResponse.SerializeToString,
             ),
+            'UpdateAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.UpdateAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
+            ),
             'DeleteAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAdapter,
                     request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.DeleteAdapterRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
+            ),
+            'UndeleteAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.UndeleteAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
+            ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__service__pb2.ListAuditEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -441,6 +494,33 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/UpdateAdapter',
+            loramux_dot_v1_dot_adapter__service__pb2.UpdateAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteAdapter(request,
             target,
             options=(),
@@ -457,6 +537,60 @@ class AdapterService:
             '/loramux.v1.AdapterService/DeleteAdapter',
             loramux_dot_v1_dot_adapter__service__pb2.DeleteAdapterRequest.SerializeToString,
             loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/UndeleteAdapter',
+            loramux_dot_v1_dot_adapter__service__pb2.UndeleteAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/ListAuditEvents',
+            loramux_dot_v1_dot_adapter__service__pb2.ListAuditEventsRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__service__pb2.ListAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,85 @@
+"""Adapters and versions as rows and lines of text.
+
+Takes: values of shelf.py. Gives: text. Does not know where it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loramux_client import shelf, terminal
+
+ADAPTER_COLUMNS = ("name", "version", "kind", "rank", "layout", "size", "weight", "trigger words", "aliases", "digest")
+VERSION_COLUMNS = ("version", "rank", "kind", "trigger", "layout", "size", "on device", "created", "digest", "blob")
+
+
+def extent(embedding: shelf.Embedding) -> str:
+    """How many vectors."""
+    return "1 vector" if embedding.vectors == 1 else f"{embedding.vectors} vectors"
+
+
+def _rank(version: shelf.AdapterVersion) -> str:
+    return str(version.rank) if version.embedding is None else extent(version.embedding)
+
+
+def _words(adapter: shelf.Adapter) -> str:
+    """The trigger of an embedding, then what its owner or its file says brings it out."""
+    embedding = adapter.latest_version.embedding
+    return ", ".join(dict.fromkeys((*([embedding.trigger] if embedding else []), *adapter.trigger_words)))
+
+
+def _aliases(adapter: shelf.Adapter) -> str:
+    return ", ".join(f"{alias}={number}" for alias, number in adapter.aliases.items())
+
+
+def facts(adapter: shelf.Adapter) -> Iterator[tuple[str, str]]:
+    """What there is to say of an adapter beside its versions, by what it is."""
+    source = adapter.trigger_source
+    told = "" if source in ("", "owner", "embedding") else f" (the file's {source})"
+    yield "default weight", _weight(adapter)
+    yield "trigger words", _words(adapter) + told
+    yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(adapter.labels.items()))
+    yield "aliases", _aliases(adapter)
+    yield "licence", adapter.licence
+    yield "base model", adapter.base_model
+    for fact, time in (("created", adapter.create_time), ("updated", adapter.update_time)):
+        yield fact, "" if time is None else terminal.moment(time)
+    yield "etag", adapter.etag
+
+
+def _weight(adapter: shelf.Adapter) -> str:
+    return "1" if adapter.default_weight is None else f"{adapter.default_weight:g}"
+
+
+def adapter_row(adapter: shelf.Adapter) -> tuple[str, ...]:
+    """A row of ADAPTER_COLUMNS."""
+    version = adapter.latest_version
+    return (
+        adapter.name,
+        str(version.number),
+        version.kind,
+        _rank(version),
+        version.layout,
+        terminal.size(version.size_bytes),
+        _weight(adapter),
+        _words(adapter),
+        _aliases(adapter),
+        terminal.short(version.digest),
+    )
+
+
+def version_row(version: shelf.AdapterVersion) -> tuple[str, ...]:
+    """A row of VERSION_COLUMNS."""
+    created = version.create_time
+    return (
+        str(version.number),
+        _rank(version),
+        version.kind,
+        "-" if version.embedding is None else version.embedding.trigger,
+        version.layout,
+        terminal.size(version.size_bytes),
+        terminal.size(version.device_bytes),
+        "-" if created is None else terminal.moment(created),
+        terminal.short(version.digest),
+        terminal.short(version.blob_digest),
+    )
