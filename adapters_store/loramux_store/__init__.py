@@ -5,6 +5,7 @@ hands out records and paths to compiled factors. Knows no server, no kernels and
 it imports no torch.
 """
 
+from loramux_store.backup import Copied, back_up, restore
 from loramux_store.layout import Layout, ModuleSpec, known_layout
 from loramux_store.record import (
     AcceptReport,
@@ -32,6 +33,7 @@ __all__ = [
     "AdapterChange",
     "AdapterRecord",
     "AuditEvent",
+    "Copied",
     "Embedding",
     "FileNotes",
     "InterpretOptions",
@@ -48,5 +50,7 @@ __all__ = [
     "UploadSpec",
     "VersionRecord",
     "VersionSummary",
+    "back_up",
     "known_layout",
+    "restore",
 ]

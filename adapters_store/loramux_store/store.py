@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from loramux_store import compiled_embedding
+from loramux_store.backup import refuse_backup
 from loramux_store.blobs import READ_CHUNK, Shelf
 from loramux_store.catalog import Catalog, NewVersion
 from loramux_store.collecting import collect
@@ -89,6 +90,7 @@ class Store:
         untouched for longer is thrown away.
         """
         shelf = Shelf(Path(root).absolute(), disk or Disk())
+        refuse_backup(shelf.root)
         shelf.prepare()
         refuse_network(shelf.root)
         catalog = Catalog(shelf.root / "catalog.sqlite3")
