@@ -1,0 +1,164 @@
+"""The store against a model of it that fits on a page: whatever is done in whatever order, both tell the same."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import adapter_files as af
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from loramux_store import AdapterChange, InterpretOptions, Store, UploadSpec
+from loramux_store.errors import Changed, InvalidArgument, NotFound
+
+PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+NAMES = st.sampled_from(["a", "b", "a.b"])
+CONTENTS = st.tuples(st.integers(0, 2), st.sampled_from([None, 1.0]))
+"""A file's number and the alpha that it is read with."""
+
+
+@dataclass
+class Model:
+    """What is known of a name."""
+
+    versions: list[tuple[int, float | None]] = field(default_factory=list[tuple[int, float | None]])
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    aliases: dict[str, int] = field(default_factory=dict[str, int])
+    deleted: bool = False
+
+
+class Shelf(RuleBasedStateMachine):
+    """Uploads, changes, deletions and restarts."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.files = [
+            af.write(self.folder / f"{seed}.safetensors", af.peft_tensors(af.factors(af.TOY_SD1, [PATH], seed=seed)))
+            for seed in range(3)
+        ]
+        self.model: dict[str, Model] = {}
+        self.events: list[tuple[str, str]] = []
+        self.digests: dict[tuple[int, float | None], str] = {}
+        self.store = Store.open(self.folder / "store")
+        self.store.register_layout(af.TOY_SD1)
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+    @rule(name=NAMES, content=CONTENTS, label=st.sampled_from(["", "x", "y"]))
+    def upload(self, name: str, content: tuple[int, float | None], label: str) -> None:
+        said = {"l": label} if label else {}
+        spec = UploadSpec(name=name, options=InterpretOptions(alpha=content[1]), labels=said)
+        published = self.store.publish(self.files[content[0]], spec)
+        known = self.model.setdefault(name, Model())
+        created = not known.versions or known.versions[-1] != content
+        if created or known.deleted or (said and said != known.labels):
+            self.events.append(("upload", name))
+        known.versions += [content] if created else []
+        known.labels, known.deleted = said or known.labels, False
+        assert (published.created, published.version.number) == (created, len(known.versions))
+        assert self.digests.setdefault(content, published.version.digest) == published.version.digest
+
+    @rule(name=NAMES, alias=st.sampled_from(["prod", "next"]), number=st.integers(1, 4), old=st.booleans())
+    def point(self, name: str, alias: str, number: int, old: bool) -> None:
+        known = self.model.get(name)
+        change = AdapterChange(aliases={**(known.aliases if known else {}), alias: number})
+        etag = "" if known is None or known.deleted else self.store.get_adapter(name).etag
+        if known is None or known.deleted:
+            self.refused(NotFound, lambda: self.store.update_adapter(name, change))
+        elif old:
+            self.refused(Changed, lambda: self.store.update_adapter(name, change, etag=etag + "0"))
+        elif number > len(known.versions):
+            self.refused(InvalidArgument, lambda: self.store.update_adapter(name, change, etag=etag))
+        else:
+            self.store.update_adapter(name, change, etag=etag)
+            if known.aliases.get(alias) != number:
+                self.events.append(("update", name))
+            known.aliases[alias] = number
+
+    @rule(name=NAMES)
+    def forget_aliases(self, name: str) -> None:
+        known = self.model.get(name)
+        if known is not None and not known.deleted:
+            self.store.update_adapter(name, AdapterChange(aliases={}))
+            if known.aliases:
+                self.events.append(("update", name))
+            known.aliases = {}
+
+    @rule(name=NAMES)
+    def delete(self, name: str) -> None:
+        known = self.model.get(name)
+        if known is None or known.deleted:
+            self.refused(NotFound, lambda: self.store.delete_adapter(name))
+        else:
+            self.store.delete_adapter(name)
+            self.events.append(("delete", name))
+            known.deleted = True
+
+    @rule(name=NAMES)
+    def undelete(self, name: str) -> None:
+        known = self.model.get(name)
+        if known is None:
+            self.refused(NotFound, lambda: self.store.undelete_adapter(name))
+        else:
+            self.store.undelete_adapter(name)
+            if known.deleted:
+                self.events.append(("undelete", name))
+            known.deleted = False
+
+    @rule()
+    def restart(self) -> None:
+        self.store.close()
+        self.store = Store.open(self.folder / "store")
+        self.store.reclaim()
+
+    def refused(self, error: type[Exception], act: Any) -> None:
+        with pytest.raises(error):
+            act()
+
+    @invariant()
+    def lists_agree(self) -> None:
+        live = sorted(name for name, known in self.model.items() if not known.deleted)
+        found = self.store.list_adapters(10).items
+        assert [record.name for record in found] == live
+        for record in found:
+            known = self.model[record.name]
+            assert (record.labels, record.aliases) == (known.labels, known.aliases)
+            assert record.latest_version.number == len(known.versions)
+        assert {record.name for record in self.store.list_adapters(10, deleted=True).items} == self.model.keys()
+        told = [(event.action, event.adapter) for event in self.store.list_events(1000).items]
+        assert told == self.events[::-1]
+
+    @invariant()
+    def references_agree(self) -> None:
+        for name, known in self.model.items():
+            wanted = {f"{name}@{number}": content for number, content in enumerate(known.versions, 1)}
+            wanted |= {f"{name}@{alias}": known.versions[number - 1] for alias, number in known.aliases.items()}
+            for ref, content in {**wanted, name: known.versions[-1]}.items():
+                if known.deleted:
+                    self.refused(NotFound, lambda ref=ref: self.store.resolve(ref))
+                else:
+                    assert self.store.resolve(ref).digest == self.digests[content]
+            self.refused(NotFound, lambda name=name: self.store.resolve(f"{name}@none"))
+
+    @invariant()
+    def files_agree(self) -> None:
+        """As many as there are contents, in spite of all that was deleted; each as it was uploaded."""
+        contents = {content for known in self.model.values() for content in known.versions}
+        stats = self.store.stats()
+        assert stats.blobs == len({seed for seed, _ in contents})
+        assert stats.versions == sum(len(known.versions) for known in self.model.values() if not known.deleted)
+        files = [path for path in (self.folder / "store" / "compiled").rglob("*") if path.is_file()]
+        assert {path.stem for path in files} == {self.digests[content] for content in contents}
+
+
+@pytest.mark.parametrize("examples", [8, pytest.param(400, marks=pytest.mark.long)])
+def test_the_store_is_its_model(examples: int) -> None:
+    steps = 20 if examples < 100 else 60
+    run_state_machine_as_test(Shelf, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None))
