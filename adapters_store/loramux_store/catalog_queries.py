@@ -80,7 +80,8 @@ def _conditions(selection: Selection) -> list[sa.ColumnElement[bool]]:
     if not selection.deleted:
         conditions.append(adapters.c.delete_us.is_(None))
     conditions += [sa.or_(layouts.c.name == each, layouts.c.digest == each) for each in selection.layouts]
-    conditions += [versions.c.kind == kind for kind in selection.kinds]
+    # Half of a column's values or more: a bare comparison would let SQLite begin at versions, and sort all adapters.
+    conditions += [versions.c.kind.concat("") == kind for kind in selection.kinds]
     conditions += [sa.func.instr(adapters.c.search, word) > 0 for word in selection.words]
     for key, value in selection.labels:
         each = sa.func.json_each(adapters.c.labels).table_valued("key", "value")

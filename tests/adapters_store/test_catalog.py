@@ -345,14 +345,15 @@ def test_an_order_there_is_none_of_is_refused(catalog: Catalog, order_by: str) -
 
 
 @pytest.mark.parametrize("order_by", ["name", "create_time", "update_time desc"])
+@pytest.mark.parametrize("filter", ["", "kind=lora", "layout=sd1", "labels.team=art kind=lora layout=sd1 word"])
 @pytest.mark.parametrize("page", [0, 1])
-def test_pages_walk_an_index_and_leave_reports_alone(filled: Catalog, order_by: str, page: int) -> None:
+def test_pages_walk_an_index_and_leave_reports_alone(filled: Catalog, order_by: str, filter: str, page: int) -> None:
     """Else a page of many adapters sorts them all, or reads megabytes."""
     from loramux_store import catalog_queries
     from loramux_store.selection import read_selection
 
     after = (5, "a") if page else None
-    query = catalog_queries.adapter_page(read_selection("", order_by), 50, after)
+    query = catalog_queries.adapter_page(read_selection(filter, order_by), 50, after)
     with filled._reading() as connection:
         text = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
         plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")]

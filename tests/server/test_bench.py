@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from loramux_server.bench import cli, engine, gpu, kernels, shapes, soak, unet
+from loramux_server.bench import cli, engine, gpu, kernels, shapes, soak, store, unet
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
 from loramux_server.engine.adapter_cache import AdapterCache
@@ -178,6 +178,12 @@ def test_another_weight_than_pefts_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(unet._Ours, "run", lambda ours, forward: forward(ours._unet) * 1.001)
     with pytest.raises(AssertionError, match="ours computes something else than PEFT"):
         unet.measure_at(TINY, 1)
+
+
+def test_pages_and_start_of_a_filled_catalog_are_timed(tmp_path: Path) -> None:
+    """On one much smaller than that which the command measures."""
+    rows = store.measure_listing(tmp_path, 600)
+    assert [row.bound for row in rows] == ["<=20"] * 4 + ["", "<=2"] and all(row.value > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

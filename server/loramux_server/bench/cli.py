@@ -22,11 +22,11 @@ def bench(name: Name, *, json: bool = False) -> int:
         against PEFT. overhead: the wrapped base without adapters against diffusers' own UNet, and the host's work for
         resident blends. engine: one forward of eight blends against eight forwards and against none, against
         diffusers with PEFT, and what lies between two forwards. unet: a UNet of Stable Diffusion 1.5's size with one
-        adapter against the same without and with PEFT; takes 4 GB. store: publishing a file against hashing it.
-        scheduler: how long requests take over their fair share, on a simulated device; also draws
-        out/bench/scheduler.png. soak: thousands of requests that load, blend, evict and are cancelled, and whether
-        anything is left behind; takes long. tune: which kernel is fastest for each layer on the NVIDIA card here;
-        rewrites the kernels' dispatch table.
+        adapter against the same without and with PEFT; takes 4 GB. store: publishing a file against hashing it; a page
+        of a hundred thousand adapters, and opening a store of as many. scheduler: how long requests take over their
+        fair share, on a simulated device; also draws out/bench/scheduler.png. soak: thousands of requests that load,
+        blend, evict and are cancelled, and whether anything is left behind; takes long. tune: which kernel is fastest
+        for each layer on the NVIDIA card here; rewrites the kernels' dispatch table.
     json:
         Print one JSON object instead of a table.
     """
