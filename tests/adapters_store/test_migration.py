@@ -22,6 +22,7 @@ PATHS = (
     "unet.mid_block.attentions.0.proj_in",
     "unet.conv_in",
     "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    "text_encoder.text_model.encoder.layers.0.mlp.fc2",
 )
 SAID = {"labels": {"team": "art"}, "trigger_words": ("Zib",), "description": "Größe", "default_weight": 0.5}
 
