@@ -1,4 +1,4 @@
-"""`loramux adapters check|export|merge|fsck|gc`: the store's tools, which need no running server.
+"""`loramux adapters check|export|merge|fsck|gc|backup|restore`: the store's tools, which need no running server.
 
 Takes files, references and the store's folder; gives files and reports, and an exit status: 0 done, 1 failed, of check
 3 refused, of fsck 4 something to mend and 5 something lost. It knows no wire, and imports torch last.
@@ -16,7 +16,8 @@ from cyclopts import Parameter
 from loramux_client import terminal
 from loramux_server.errors import LoraMuxError
 from loramux_server.settings import Settings
-from loramux_store import InterpretOptions, Layout, Store, known_layout
+from loramux_store import InterpretOptions, Layout, Store, back_up, known_layout
+from loramux_store import restore as restore_backup
 from loramux_store.errors import InvalidArgument, StoreError
 from loramux_store.layout import known_layouts
 from loramux_store.record import Finding
@@ -211,10 +212,31 @@ def gc(
     return 0
 
 
+@_told
+def backup(target: Annotated[Path, Parameter(help="Folder of the backup.")], /, *, store: Place = None) -> int:
+    """Back up the store, also beside a running server. A later backup into the same folder copies what is new."""
+    made = back_up(_place(store), target)
+    copied = f"{made.new_blobs} of them copied, {terminal.size(made.new_bytes)}"
+    terminal.say(f"backed up {made.adapters} adapters, {made.blobs} files ({copied}) to {target}")
+    return 0
+
+
+@_told
+def restore(source: Annotated[Path, Parameter(help="Folder of the backup.")], /, *, store: Place = None) -> int:
+    """Make a store of a backup, where there is none."""
+    made = restore_backup(source, _place(store))
+    terminal.say(f"restored {made.adapters} adapters, {made.blobs} files to {_place(store)}")
+    return 0
+
+
+def _place(place: Path | None) -> Path:
+    return (Settings() if place is None else Settings(store=place)).store
+
+
 @contextmanager
 def _opened(place: Path | None) -> Generator[Store]:
     """The store there; none is made where there is none."""
-    folder = (Settings() if place is None else Settings(store=place)).store
+    folder = _place(place)
     if not (folder / "catalog.sqlite3").is_file():
         raise InvalidArgument("--store", str(folder), "a folder with a catalog.sqlite3 in it")
     with Store.open(folder) as store:

@@ -7,6 +7,7 @@ from typing import Any
 import adapter_files as af
 import pytest
 
+from loramux_client import cli
 from loramux_store import AdapterChange, Store, UploadSpec, back_up, restore
 from loramux_store.disk import Disk
 from loramux_store.errors import DataLoss, InvalidArgument
@@ -57,6 +58,19 @@ def test_a_restored_store_tells_all_that_the_old_one_told(filled: Store, tmp_pat
         again.undelete_adapter("y")
         assert again.publish(file(tmp_path, 4), UploadSpec(name="x")).version.number == 3
     assert told(filled) != before, "the old store goes its own way"
+
+
+def test_the_command_line_backs_up_and_restores(
+    filled: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backup, new = str(tmp_path / "backup"), str(tmp_path / "new")
+    assert cli.main(["adapters", "backup", backup, "--store", str(tmp_path / "store")]) == 0
+    assert "backed up 2 adapters, 3 files (3 of them copied" in capsys.readouterr().out
+    assert cli.main(["adapters", "restore", backup, "--store", new]) == 0
+    with Store.open(tmp_path / "new") as again:
+        assert told(again) == told(filled)
+    assert cli.main(["adapters", "restore", backup, "--store", new]) == 1
+    assert "move the old one away first" in capsys.readouterr().err
 
 
 def test_a_later_backup_copies_what_is_new(filled: Store, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ _TOOLS = {
     "merge": "Bake a blend into one file.",
     "fsck": "Compare the store's catalog with its files, and repair.",
     "gc": "Remove adapters deleted long ago, and files that no version needs.",
+    "backup": "Back up the store, also while it is in use.",
+    "restore": "Make a store of a backup.",
 }
 _TOOLS_PLACE = "loramux_server.shelf_commands"
 
