@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from loramux_client.shelf import Adapter, AdapterVersion
+from loramux_client.shelf import Adapter, AdapterVersion, FileNotes
 from loramux_server.demo import SEPIA, column_label, demo
 from loramux_server.demo_requests import blend_text, crowd, sheet_blends, sheet_rows
 from loramux_server.demo_server import DemoFailed, Ready, read_gauge, read_ready
@@ -16,8 +16,15 @@ from loramux_server.demo_sheet import MARGIN, TILE, Sheet, SheetRow, draw_sheet,
 
 
 def adapter(name: str, *trigger_words: str) -> Adapter:
-    version = AdapterVersion(name, 1, "d", "b", 1, "lora", "tiny", "l", 8, None)
-    return Adapter(name, version, {}, None, trigger_words, "", None, None, None)
+    """As a listing tells it: only its name and trigger words matter here."""
+    version = AdapterVersion(
+        name, 1, "d", "b", 1, "lora", "tiny", "l", 8, None,
+        embedding=None, device_bytes=1, notes=FileNotes((), "", "", ""),
+    )  # fmt: skip
+    return Adapter(
+        name, version, {}, None, trigger_words, "", None, None, None,
+        licence="", base_model="", aliases={}, etag="", trigger_source="", asked_version=None,
+    )  # fmt: skip
 
 
 SHELF = [adapter("glossy"), adapter("ink"), adapter("noto"), adapter("sepia"), adapter("zib", "zib")]
