@@ -47,7 +47,7 @@ def info(*, server: Server = None, json: Json = False) -> None:
         facts |= {f"{group}.{name}": value for name, value in facts.pop(group).items()}
     for name, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        terminal.say(f"{name:<28}{text}")
+        terminal.say(f"{name:<30}{text}")
 
 
 def healthcheck(*, server: Server = None, service: str = "") -> int:
