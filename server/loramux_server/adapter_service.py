@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
-from loramux_server import messages
+from loramux_server import adapter_messages as messages
 from loramux_server.callers import caller
 from loramux_server.errors import InvalidRequest, UploadStalled, Violation
 from loramux_server.metrics import Metrics

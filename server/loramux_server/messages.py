@@ -1,17 +1,15 @@
-"""Protobuf messages to the server's frozen values and back, field by field; nothing else.
+"""Messages of the generation service to the server's frozen values and back, field by field; nothing else.
 
-Together with `service` this is the only place in the server that knows protobuf.
+Together with the services and `adapter_messages` this is the only place in the server that knows protobuf.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from datetime import datetime
 from typing import Any, TypeVar
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2
+from loramux.v1 import generation_pb2
 from loramux_server import admission, images
+from loramux_server.adapter_messages import KIND_NUMBERS
 from loramux_server.admission import BaseFacts
 from loramux_server.errors import InvalidRequest, Violation
 from loramux_server.requests import (
@@ -42,18 +40,6 @@ from loramux_server.requests import (
     Told,
     Weighted,
 )
-from loramux_store.record import (
-    AcceptReport,
-    AdapterChange,
-    AdapterRecord,
-    AuditEvent,
-    Embedding,
-    InterpretOptions,
-    Published,
-    UploadSpec,
-    VersionSummary,
-)
-from loramux_store.uploads import Unfinished
 
 T = TypeVar("T")
 
@@ -102,8 +88,6 @@ _PRIORITIES = {
     generation_pb2.PRIORITY_NORMAL: Priority.NORMAL,
     generation_pb2.PRIORITY_BATCH: Priority.BATCH,
 }
-_KIND_NUMBERS = {"lora": adapter_pb2.ADAPTER_KIND_LORA, "embedding": adapter_pb2.ADAPTER_KIND_EMBEDDING}
-_CHANGEABLE = ("labels", "default_weight", "trigger_words", "description", "licence", "base_model", "aliases")
 _FORMAT_NUMBERS = {format: number for number, format in _FORMATS.items()}
 
 
@@ -228,7 +212,7 @@ def _applied_adapter(weighted: Weighted) -> generation_pb2.AppliedAdapter:
             blocks=dict(parts.blocks),
         ),
         schedule=[generation_pb2.SchedulePoint(progress=at, factor=factor) for at, factor in weighted.schedule],
-        kind=_KIND_NUMBERS[weighted.version.kind],
+        kind=KIND_NUMBERS[weighted.version.kind],
         trigger=weighted.version.embedding.trigger if weighted.version.embedding else "",
     )
 
@@ -324,177 +308,6 @@ def _sampler_info(facts: SamplerFacts) -> generation_pb2.SamplerInfo:
         sigma_schedules=[_SIGMA_NUMBERS[schedule] for schedule in facts.sigma_schedules],
         takes_timesteps=facts.takes_timesteps,
     )
-
-
-def upload_spec(message: adapter_service_pb2.UploadSpec) -> UploadSpec:
-    """What an upload announces.
-
-    Raises:
-        InvalidRequest: where a required field is missing.
-    """
-    if message.size_bytes <= 0:
-        raise InvalidRequest((Violation("spec.size_bytes", f"is {message.size_bytes}, expected more than 0"),))
-    if not message.sha256:
-        raise InvalidRequest((Violation("spec.sha256", "is empty, expected 64 hexadecimal digits"),))
-    return UploadSpec(
-        name=message.name,
-        size_bytes=message.size_bytes,
-        sha256=message.sha256,
-        layout=message.layout or None,
-        options=InterpretOptions(
-            peft_config=message.peft_config if message.HasField("peft_config") else None,
-            alpha=message.alpha if message.HasField("alpha") else None,
-            trigger=message.trigger if message.HasField("trigger") else None,
-        ),
-        labels=dict(message.labels),
-        default_weight=message.default_weight if message.HasField("default_weight") else None,
-        trigger_words=tuple(message.trigger_words),
-        description=message.description,
-        licence=message.licence,
-        base_model=message.base_model,
-        validate_only=message.validate_only,
-    )
-
-
-def upload_response(published: Published) -> adapter_service_pb2.UploadAdapterResponse:
-    """How an upload ended."""
-    return adapter_service_pb2.UploadAdapterResponse(
-        version=None if published.version is None else version(published.version),
-        report=report(published.report),
-        created=published.created,
-    )
-
-
-def upload_state(upload_id: str, found: Unfinished | Published) -> adapter_service_pb2.UploadState:
-    """How far an upload has come, or what it became."""
-    state = adapter_service_pb2.UploadState(upload_id=upload_id)
-    if isinstance(found, Unfinished):
-        state.received_bytes, state.size_bytes = found.received, found.spec.size_bytes or 0
-        state.expire_time.CopyFrom(_timestamp(found.expire_time))
-    elif found.version is not None:
-        state.received_bytes = state.size_bytes = found.version.size_bytes
-        state.result.CopyFrom(upload_response(found))
-    return state
-
-
-def report(found: AcceptReport) -> adapter_pb2.AcceptReport:
-    """What the store found in a file."""
-    return adapter_pb2.AcceptReport(
-        family=found.family,
-        layout=found.layout_name,
-        evidence=found.evidence,
-        matched=[
-            adapter_pb2.MatchedModule(
-                module=m.module,
-                kind=m.kind,
-                rank=m.rank,
-                scale=m.scale,
-                algorithm=m.algorithm,
-                operation=m.operation,
-                axis=m.axis,
-            )
-            for m in found.matched
-        ],
-        ignored=[adapter_pb2.IgnoredKey(key=key, reason=reason) for key, reason in found.ignored],
-        warnings=found.warnings,
-        embedding=_embedding(found.embedding),
-    )
-
-
-def _embedding(found: Embedding | None) -> adapter_pb2.Embedding | None:
-    if found is None:
-        return None
-    return adapter_pb2.Embedding(trigger=found.trigger, vectors=found.vectors, widths=found.widths)
-
-
-def adapter(record: AdapterRecord, asked: VersionSummary | None = None) -> adapter_pb2.Adapter:
-    """A named thing on the shelf; asked: the version that it was looked up by."""
-    return adapter_pb2.Adapter(
-        name=record.name,
-        latest_version=version(record.latest_version),
-        labels=record.labels,
-        default_weight=record.default_weight,
-        trigger_words=record.trigger_words,
-        trigger_source=record.trigger_source,
-        description=record.description,
-        licence=record.licence,
-        base_model=record.base_model,
-        aliases=record.aliases,
-        etag=record.etag,
-        create_time=_timestamp(record.create_time),
-        update_time=_timestamp(record.update_time),
-        delete_time=None if record.delete_time is None else _timestamp(record.delete_time),
-        asked_version=None if asked is None else version(asked),
-    )
-
-
-def version(record: VersionSummary) -> adapter_pb2.AdapterVersion:
-    """One immutable version."""
-    return adapter_pb2.AdapterVersion(
-        adapter=record.adapter,
-        number=record.number,
-        digest=record.digest,
-        blob_digest=record.blob_digest,
-        size_bytes=record.size_bytes,
-        kind=_KIND_NUMBERS[record.kind],
-        layout=record.layout_name,
-        layout_digest=record.layout_digest,
-        rank=record.rank,
-        device_bytes=record.device_bytes,
-        create_time=_timestamp(record.create_time),
-        embedding=_embedding(record.embedding),
-        notes=adapter_pb2.FileNotes(
-            trigger_words=record.notes.trigger_words,
-            trigger_source=record.notes.source,
-            licence=record.notes.licence,
-            base_model=record.notes.base_model,
-        ),
-    )
-
-
-def adapter_change(request: adapter_service_pb2.UpdateAdapterRequest) -> AdapterChange:
-    """What to change: the fields of the mask, or without one those that are not empty.
-
-    Raises:
-        InvalidRequest: where the mask names a field that cannot be changed.
-    """
-    adapter, paths = request.adapter, set(request.update_mask.paths)
-    if unknown := sorted(paths - {"*", *_CHANGEABLE}):
-        expected = f"* or some of {', '.join(_CHANGEABLE)}"
-        raise InvalidRequest((Violation("update_mask", f"names {', '.join(unknown)}, expected {expected}"),))
-    if not paths:
-        paths = {field.name for field, _ in adapter.ListFields()} & set(_CHANGEABLE)
-    elif "*" in paths:
-        paths = set(_CHANGEABLE)
-    weight = adapter.default_weight if adapter.HasField("default_weight") else None
-    return AdapterChange(
-        labels=dict(adapter.labels) if "labels" in paths else None,
-        default_weight=weight if "default_weight" in paths else None,
-        clear_default_weight="default_weight" in paths and weight is None,
-        trigger_words=tuple(adapter.trigger_words) if "trigger_words" in paths else None,
-        description=adapter.description if "description" in paths else None,
-        licence=adapter.licence if "licence" in paths else None,
-        base_model=adapter.base_model if "base_model" in paths else None,
-        aliases=dict(adapter.aliases) if "aliases" in paths else None,
-    )
-
-
-def audit_event(event: AuditEvent) -> adapter_pb2.AuditEvent:
-    """A change of the shelf."""
-    return adapter_pb2.AuditEvent(
-        time=_timestamp(event.time),
-        who=event.who,
-        action=event.action,
-        adapter=event.adapter,
-        version=event.version or 0,
-        detail=event.detail,
-    )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
 
 
 def _known(field: str, value: int, known: Mapping[Any, T]) -> T:
