@@ -3,7 +3,12 @@
 #   docker build -t loramux .                                    the pinned torch
 #   docker build -t loramux --build-arg TORCH=2.12.0 .           another release of torch
 #   docker build -t loramux --build-arg INDEX=URL .              a build of torch from another index
-#   docker run -p 50051:50051 -p 9090:9090 -v loramux-store:/store loramux
+#   docker run -p 50051:50051 -p 9090:9090 -v loramux-store:/store -v /etc/loramux:/etc/loramux:ro \
+#     -e LORAMUX_TLS_CERT=/etc/loramux/cert.pem -e LORAMUX_TLS_KEY=/etc/loramux/key.pem \
+#     -e LORAMUX_TOKENS=/etc/loramux/tokens.toml loramux
+#
+# Without certificate and tokens it does not start, for it listens to all the network that it is given; behind
+# something that sees to both, -e LORAMUX_INSECURE=1. docs/security.md has more.
 
 FROM python:3.12-slim-bookworm AS wheel
 WORKDIR /src
@@ -40,11 +45,14 @@ COPY --from=installed /opt/loramux /opt/loramux
 ENV PATH=/opt/loramux/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    HF_HUB_OFFLINE=1
+    HF_HUB_OFFLINE=1 \
+    LORAMUX_HOST=0.0.0.0 \
+    LORAMUX_STORE=/store \
+    LORAMUX_LOG_LEVEL=info
 USER 10001:10001
 WORKDIR /store
 VOLUME /store
 EXPOSE 50051 9090
-HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 CMD ["loramux", "healthcheck"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 CMD ["loramux", "healthcheck", "--http", "127.0.0.1:9090"]
 ENTRYPOINT ["loramux"]
-CMD ["serve", "--host", "0.0.0.0", "--store", "/store"]
+CMD ["serve"]

@@ -6,8 +6,9 @@ with Client("127.0.0.1:50051") as client:
 """
 
 from loramux_client.aio import AsyncClient
+from loramux_client.channel import tls_credentials
 from loramux_client.client import Client
 from loramux_client.errors import LoraMuxClientError
 from loramux_client.pictures import Sizes, Use
 
-__all__ = ["AsyncClient", "Client", "LoraMuxClientError", "Sizes", "Use"]
+__all__ = ["AsyncClient", "Client", "LoraMuxClientError", "Sizes", "Use", "tls_credentials"]

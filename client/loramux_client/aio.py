@@ -19,7 +19,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from loramux.v1 import generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf
 from loramux_client.adapter_messages import Item, Page
-from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options
+from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options, refuse_exposure
 from loramux_client.client import Client
 from loramux_client.patience import RETRIES
 from loramux_client.pictures import Asking, Event, Generation
@@ -32,8 +32,8 @@ class AsyncClient:
     """Talks to one server from one event loop; an async context manager, made inside that loop.
 
     timeout: seconds for each call, None for no limit; every method may be given its own.
-    credentials: for TLS; without, the connection is plain. who: told to the server's audit log. Cancelling a task
-    cancels its call.
+    credentials: for TLS, see `tls_credentials`; without, the connection is plain. who: told to the server's audit log.
+    token: proves who calls; never sent to another machine without TLS. Cancelling a task cancels its call.
     """
 
     def __init__(
@@ -43,12 +43,15 @@ class AsyncClient:
         timeout: float | None = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
         who: str | None = None,
+        token: str | None = None,
     ) -> None:
+        refuse_exposure(target, token, credentials)
         options = channel_options(target)
         self.target = target
         self._timeout = timeout
         self._who = who
-        self._metadata = call_metadata(who)
+        self._token = token
+        self._metadata = call_metadata(who, token)
         self._credentials = credentials
         self._channel = (
             grpc.aio.insecure_channel(target, options)
@@ -185,7 +188,9 @@ class AsyncClient:
         return await self._ask(rpcs.CHECK_HEALTH, StringValue(value=service), timeout)
 
     def _sync(self) -> Client:
-        return Client(self.target, timeout=self._timeout, credentials=self._credentials, who=self._who)
+        return Client(
+            self.target, timeout=self._timeout, credentials=self._credentials, who=self._who, token=self._token
+        )
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

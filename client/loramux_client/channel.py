@@ -1,13 +1,19 @@
 """How a channel to a server is set up, sync or asyncio.
 
-Takes: the target. Gives: channel options. Does not know what is called.
+Takes: the target, a token, files of certificates. Gives: channel options, credentials and what goes with every
+call. Does not know what is called.
 """
 
 from __future__ import annotations
 
 import json
+from os import PathLike
+from pathlib import Path
 from urllib.parse import quote
 
+import grpc
+
+from loramux_client.errors import InvalidArgument
 from loramux_client.rpcs import SAFE_TO_REPEAT
 
 DEFAULT_TIMEOUT = 600.0
@@ -50,9 +56,34 @@ def channel_options(target: str) -> list[tuple[str, str | int]]:
     return options
 
 
-def call_metadata(who: str | None) -> tuple[tuple[str, str], ...]:
-    """What goes with every call: who makes it, for the server's audit log. Percent-encoded, for headers are ASCII."""
-    return (("loramux-who", quote(who, safe=" @+:/")),) if who else ()
+def call_metadata(who: str | None, token: str | None = None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call: who makes it, for the server's audit log (percent-encoded, for headers are ASCII), and
+    the token that proves it."""
+    named = (("loramux-who", quote(who, safe=" @+:/")),) if who else ()
+    return (*named, ("authorization", f"Bearer {token}")) if token else named
+
+
+def refuse_exposure(target: str, token: str | None, credentials: grpc.ChannelCredentials | None) -> None:
+    """Raises InvalidArgument where a token would travel so that others can read it."""
+    if token and credentials is None and not is_loopback(target):
+        raise InvalidArgument(f"a token would travel to {target} unencrypted; use TLS")
+
+
+def tls_credentials(
+    ca: str | PathLike[str] | None = None,
+    client_cert: str | PathLike[str] | None = None,
+    client_key: str | PathLike[str] | None = None,
+) -> grpc.ChannelCredentials:
+    """For a server with TLS, from files in PEM.
+
+    ca: certificates of which one has signed the server's; None: those the machine trusts. client_cert and client_key:
+    the client's own, for servers that ask for one.
+
+    Raises:
+        OSError: where a file cannot be read.
+    """
+    roots, key, chain = (None if file is None else Path(file).read_bytes() for file in (ca, client_key, client_cert))
+    return grpc.ssl_channel_credentials(roots, key, chain)
 
 
 def is_loopback(target: str) -> bool:

@@ -20,7 +20,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from loramux.v1 import adapter_service_pb2, generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf
 from loramux_client.adapter_messages import Item, Page
-from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options
+from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options, refuse_exposure
 from loramux_client.download_target import Target
 from loramux_client.errors import LoraMuxClientError, NotFound
 from loramux_client.patience import RETRIES, Patience
@@ -35,7 +35,8 @@ class Client:
     """Talks to one server; a context manager, safe to use from several threads.
 
     timeout: seconds for each call, None for no limit; every method may be given its own.
-    credentials: for TLS; without, the connection is plain. who: told to the server's audit log.
+    credentials: for TLS, see `tls_credentials`; without, the connection is plain. who: told to the server's audit log.
+    token: proves who calls; never sent to another machine without TLS.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Client:
         timeout: float | None = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
         who: str | None = None,
+        token: str | None = None,
     ) -> None:
+        refuse_exposure(target, token, credentials)
         options = channel_options(target)
         self.target = target
         self._timeout = timeout
-        self._metadata = call_metadata(who)
+        self._metadata = call_metadata(who, token)
         self._closed = threading.Event()
         self._channel = (
             grpc.insecure_channel(target, options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
 from loramux_server import adapter_messages as messages
-from loramux_server.callers import caller
+from loramux_server import callers
 from loramux_server.errors import InvalidRequest, UploadStalled, Violation
 from loramux_server.metrics import Metrics
 from loramux_store.errors import Refused, StoreError, UploadNotFound
@@ -57,7 +57,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         if first is None or first.WhichOneof("message") != "spec":
             raise InvalidRequest((Violation("spec", "is missing, expected in the first message"),))
         with self._counting():
-            upload = await self._begin(first.spec, first.offset, caller(context))
+            upload = await self._begin(first.spec, first.offset, callers.current().who)
             try:
                 while (message := await _next(requests)) is not None:
                     await self._write(upload, _chunk(message))
@@ -80,7 +80,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
                 received_bytes=state.received_bytes, result=state.result
             )
         with self._counting(left=False):
-            upload = await self._begin(request.spec, request.offset, caller(context))
+            upload = await self._begin(request.spec, request.offset, callers.current().who)
             try:
                 if request.chunk:
                     await self._write(upload, request.chunk)
@@ -179,7 +179,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         """Changes what people read of an adapter, and what its aliases mean."""
         change, adapter = messages.adapter_change(request), request.adapter
         return await self._changed(
-            "update", self._store.update_adapter, adapter.name, change, etag=adapter.etag, who=caller(context)
+            "update", self._store.update_adapter, adapter.name, change, etag=adapter.etag, who=callers.current().who
         )
 
     async def DeleteAdapter(
@@ -189,7 +189,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     ) -> adapter_pb2.Adapter:
         """Takes an adapter off the shelf."""
         return await self._changed(
-            "delete", self._store.delete_adapter, request.name, etag=request.etag, who=caller(context)
+            "delete", self._store.delete_adapter, request.name, etag=request.etag, who=callers.current().who
         )
 
     async def UndeleteAdapter(
@@ -199,7 +199,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     ) -> adapter_pb2.Adapter:
         """Puts a deleted adapter back."""
         return await self._changed(
-            "undelete", self._store.undelete_adapter, request.name, etag=request.etag, who=caller(context)
+            "undelete", self._store.undelete_adapter, request.name, etag=request.etag, who=callers.current().who
         )
 
     async def ListAuditEvents(
@@ -235,6 +235,8 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
             raise
 
     async def _write(self, upload: Upload, chunk: bytes) -> None:
+        if (meter := callers.current().meter) is not None:
+            meter.upload(len(chunk))
         await self._call(upload.write, chunk)
         self._metrics.upload_bytes.inc(len(chunk))
 

@@ -25,6 +25,7 @@ from loramux.v1 import (
 )
 from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server import images
+from loramux_server.access import read_access
 from loramux_server.adapter_service import AdapterService
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine import row_budget, sampling
@@ -32,15 +33,19 @@ from loramux_server.engine.engine import Engine, Fixed, Observer
 from loramux_server.engine.load_base import find_base, load_base
 from loramux_server.engine.pipeline import Base, Distilled, Family
 from loramux_server.errors import BadSetting
+from loramux_server.gate import Gate
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
 from loramux_server.janitor import keep_clean
+from loramux_server.listening import listen, refuse_openness
 from loramux_server.metrics import Metrics, StoreCollector
+from loramux_server.reloading import Watched, keep_current
 from loramux_server.requests import Sampler, ServerFacts
 from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
 from loramux_server.service import GenerationService
 from loramux_server.settings import BUILTIN, Settings
+from loramux_server.tls import Credentials, files, read_identity
 from loramux_store.header import read_container
 from loramux_store.layout import KNOWN_NAMES, Layout
 from loramux_store.record import UploadSpec
@@ -83,6 +88,9 @@ class App:
 
     def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
         self.settings = settings
+        refuse_openness(settings)
+        self._gate = Gate(None if settings.tokens is None else read_access(settings.tokens))
+        self._identity = read_identity(settings)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.version = package_version("loramux")
@@ -121,6 +129,7 @@ class App:
             blocks=self.engine.blocks,
         )
         self.metrics.build_info.labels(self.version, base.name, str(base.device), impl).set(1)
+        self.metrics.certificate_expiry.set(self._identity.expires.timestamp() if self._identity else 0)
         self._ready = False
 
     async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
@@ -135,17 +144,22 @@ class App:
             ready=lambda: self._ready and self.runner.alive,
         )
         shelf = AdapterService(self.store, self.metrics)
-        pictures = GenerationService(self.admission, self.runner, self._server_facts())
+        pictures = GenerationService(self.admission, self.runner, self._server_facts(), settings.log_prompts)
         server, checks = self._server(pictures, shelf)
         try:
-            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+            credentials = None if self._identity is None else Credentials(self._identity)
+            port = listen(server, settings, credentials)
             self.runner.start()
             await server.start()
             for name in ("", *_SERVICES):
                 await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
             self._ready = True
             on_ready(Ready(settings.host, port, admin.port, self.engine.base.name))
-            await asyncio.gather(_watch_lag(self.metrics, stop), keep_clean(self.store, self.metrics, stop))
+            await asyncio.gather(
+                _watch_lag(self.metrics, stop),
+                keep_clean(self.store, self.metrics, stop),
+                keep_current(self._watched(credentials), self.metrics, stop),
+            )
         finally:
             self._ready = False
             await checks.enter_graceful_shutdown()
@@ -157,12 +171,27 @@ class App:
             await asyncio.to_thread(admin.close)
             self.store.close()
 
+    def _watched(self, credentials: Credentials | None) -> list[Watched]:
+        """Files that are read again when they change."""
+        settings, watched = self.settings, list[Watched]()
+        if (tokens := settings.tokens) is not None:
+            watched.append(Watched("tokens", [tokens], lambda: self._gate.exchange(read_access(tokens))))
+        if credentials is not None:
+
+            def exchange() -> None:
+                if (identity := read_identity(settings)) is not None:
+                    credentials.exchange(identity)
+                    self.metrics.certificate_expiry.set(identity.expires.timestamp())
+
+            watched.append(Watched("certificate", files(settings), exchange))
+        return watched
+
     def _server_facts(self) -> ServerFacts:
         libraries = tuple((name, package_version(name)) for name in _LIBRARIES)
         return ServerFacts(self.version, str(self.engine.base.device), MAX_FILE, sampling.facts(), libraries)
 
     def _server(self, pictures: GenerationService, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:
-        server = grpc.aio.server(interceptors=[Interceptor(self.metrics)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[Interceptor(self.metrics, self._gate)], options=_OPTIONS)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(pictures, server)
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(shelf, server)
         checks: Any = cast("Any", health).aio.HealthServicer()

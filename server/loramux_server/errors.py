@@ -5,6 +5,9 @@
     ├── Incompatible        an adapter that does not fit the base, or a blend that can never fit the pool
     ├── Busy                the queue is full
     ├── TooLate             it could not be done before its deadline
+    ├── OverLimit           a caller has used up what its token allows for now
+    ├── Unknown             a call without a token, or with one that is nobody's
+    ├── Forbidden           a token that is not good for the call
     ├── Draining            the server is stopping
     ├── UploadStalled       no message of an upload came for too long
     ├── PictureFailed       one picture became non-finite or its adapter could not be loaded
@@ -44,6 +47,32 @@ class Incompatible(LoraMuxError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class OverLimit(LoraMuxError):
+    """A caller has used up what its token allows. reason: which limit, UPPER_SNAKE; retry_after: seconds."""
+
+    def __init__(self, reason: str, caller: str, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.caller = caller
+        self.retry_after = retry_after
+
+
+class Unknown(LoraMuxError):
+    """Nobody knows who calls. reason: why, UPPER_SNAKE."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Forbidden(LoraMuxError):
+    """The caller's token is not good for this."""
+
+    def __init__(self, caller: str, scope: str, method: str) -> None:
+        super().__init__(f"{method} needs the scope {scope}, which the token of {caller} does not have")
+        self.scope = scope
 
 
 class Busy(LoraMuxError):

@@ -1,6 +1,6 @@
-"""Around every RPC: errors become statuses with details, calls are counted and logged.
+"""Around every RPC: callers are let in or not, errors become statuses with details, calls are counted and logged.
 
-Takes handlers; gives handlers. It knows the two error trees and gRPC's codes, and no message of ours.
+Takes handlers and a gate; gives handlers. It knows the two error trees and gRPC's codes, and no message of ours.
 """
 
 import time
@@ -16,7 +16,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from loramux_server import errors
+from loramux_server import callers, errors
+from loramux_server.gate import Gate
 from loramux_server.metrics import Metrics
 from loramux_store import errors as shelf
 
@@ -25,7 +26,16 @@ _MAX_TEXT = 1024  # of a message: statuses travel in trailers, which hold about 
 _MAX_VIOLATIONS = 20
 _BUSY_S = 2.0  # until a call that writes to an upload is likely to have ended
 
-_TURNED_AWAY = (errors.Busy, errors.TooLate, errors.Draining, errors.Incompatible, errors.InvalidRequest)
+_TURNED_AWAY = (
+    errors.Busy,
+    errors.TooLate,
+    errors.Draining,
+    errors.Incompatible,
+    errors.InvalidRequest,
+    errors.OverLimit,
+    errors.Unknown,
+    errors.Forbidden,
+)
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -35,8 +45,9 @@ _Details = tuple[grpc.StatusCode, str, dict[str, str], list[Message]]
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps all four kinds of handlers."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate | None = None) -> None:
         self._metrics = metrics
+        self._gate = gate or Gate()
 
     async def intercept_service(
         self,
@@ -60,6 +71,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Any) -> Any:
             with _Call(self._metrics, service, method) as record:
                 try:
+                    record.caller = self._enter(service, method, context)
                     return await behaviour(request, context)
                 except Exception as error:
                     await record.abort(context, error)
@@ -70,6 +82,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             with _Call(self._metrics, service, method) as record:
                 try:
+                    record.caller = self._enter(service, method, context)
                     async with aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
                             yield response
@@ -77,6 +90,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     await record.abort(context, error)
 
         return call
+
+    def _enter(self, service: str, method: str, context: Any) -> str | None:
+        """The caller's verified name; from here on it is the current one."""
+        names = context.auth_context().get("x509_common_name") or ()
+        certified = next((bytes(name).decode(errors="replace") for name in names), None)
+        caller = self._gate.enter(
+            f"/{service}/{method}", context.invocation_metadata() or (), context.peer(), certified
+        )
+        callers.answering(caller)
+        return caller.holder
 
 
 class _Call:
@@ -86,6 +109,7 @@ class _Call:
         self._metrics = metrics
         self._labels = (service, method)
         self._code = "OK"
+        self.caller: str | None = None
 
     def __enter__(self) -> "_Call":
         self._started = time.monotonic()
@@ -98,7 +122,9 @@ class _Call:
         seconds = time.monotonic() - self._started
         self._metrics.rpcs_handled.labels(*self._labels, self._code).inc()
         self._metrics.rpc_seconds.labels(*self._labels).observe(seconds)
-        _log.info("rpc", service=self._labels[0], method=self._labels[1], code=self._code, seconds=round(seconds, 3))
+        known = {} if self.caller is None else {"caller": self.caller}
+        service, method = self._labels
+        _log.info("rpc", service=service, method=method, code=self._code, seconds=round(seconds, 3), **known)
 
     async def abort(self, context: Any, error: Exception) -> None:
         """Ends the RPC with the status of the error."""
@@ -141,6 +167,13 @@ def _describe(error: Exception) -> _Details:
             return code.FAILED_PRECONDITION, error.reason, {}, []
         case errors.Busy():
             return code.RESOURCE_EXHAUSTED, "QUEUE_FULL", {}, [_retry(error.retry_after)]
+        case errors.OverLimit():
+            quota = _quota_failure(error.caller, error)
+            return code.RESOURCE_EXHAUSTED, error.reason, {}, [_retry(error.retry_after), quota]
+        case errors.Unknown():
+            return code.UNAUTHENTICATED, error.reason, {}, []
+        case errors.Forbidden():
+            return code.PERMISSION_DENIED, "SCOPE_MISSING", {"scope": error.scope}, []
         case errors.TooLate():
             return code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", {"estimated_seconds": f"{error.seconds:.1f}"}, []
         case errors.Draining() | shelf.Closed():
@@ -162,7 +195,7 @@ def _describe(error: Exception) -> _Details:
             return code.FAILED_PRECONDITION, "WRONG_OFFSET", offsets, []
         case shelf.QuotaExceeded():
             numbers = {"needed": str(error.needed), "used": str(error.used), "limit": str(error.limit)}
-            return code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", numbers, [_quota_failure(error)]
+            return code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", numbers, [_quota_failure(error.subject, error)]
         case errors.UploadStalled():
             return code.DEADLINE_EXCEEDED, "UPLOAD_STALLED", {}, []
         case shelf.InvalidArgument():
@@ -191,8 +224,8 @@ def _retry(seconds: float) -> error_details_pb2.RetryInfo:
     return error_details_pb2.RetryInfo(retry_delay=Duration(seconds=max(1, round(seconds))))
 
 
-def _quota_failure(error: shelf.QuotaExceeded) -> error_details_pb2.QuotaFailure:
-    violation = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=_short(str(error), 256))
+def _quota_failure(subject: str, error: Exception) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=_short(str(error), 256))
     return error_details_pb2.QuotaFailure(violations=[violation])
 
 

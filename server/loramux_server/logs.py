@@ -1,10 +1,11 @@
-"""How the server logs: JSON lines on standard error, from our loggers and everybody else's alike.
+"""How the server logs: lines on standard error, JSON or for people, from our loggers and everybody else's alike.
 
-Takes a level; sets up logging for the process. It knows nothing else. Prompts are never logged.
+Takes a level and a form; sets up logging for the process. It knows nothing else. Prompts are never logged.
 """
 
 import logging
 import sys
+from typing import Literal
 
 import structlog
 
@@ -16,7 +17,7 @@ _SHARED = (
 )
 
 
-def configure(level: int) -> None:
+def configure(level: int, form: Literal["json", "console"] = "json") -> None:
     """Call once, from a command; never at import."""
     structlog.configure(
         processors=[
@@ -28,11 +29,8 @@ def configure(level: int) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processor=structlog.processors.JSONRenderer(), foreign_pre_chain=list(_SHARED)
-        )
-    )
+    render = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=list(_SHARED)))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("alembic", "httpx", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

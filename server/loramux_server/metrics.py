@@ -74,6 +74,12 @@ class Metrics:
         self.adapter_changes = counter("adapter_changes_total", "Adapters updated, deleted, undeleted.", "action")
         self.downloads = counter("downloads_total", "Downloads that ended, by how.", "outcome")
         self.download_bytes = counter("download_bytes_total", "Bytes of adapter files sent.")
+        self.reloads = counter(
+            "reloads_total", "Changed files of tokens or certificates read, by outcome.", "what", "outcome"
+        )
+        self.certificate_expiry = gauge(
+            "tls_certificate_expiry_seconds", "Unix time at which the certificate expires; 0 without."
+        )
         self.loop_lag = gauge("event_loop_lag_seconds", "How late the event loop last woke a sleeper.")
         self.upload_bytes = counter("upload_bytes_total", "Bytes of adapter files received.")
         self.reclaimed_bytes = counter(

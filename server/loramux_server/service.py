@@ -7,12 +7,13 @@ Takes RPCs; asks admission and the runner. It knows no tensors and raises the er
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from loramux.v1 import generation_pb2, generation_service_pb2, generation_service_pb2_grpc
-from loramux_server import messages
+from loramux_server import callers, messages
 from loramux_server.admission import Admission
+from loramux_server.request_log import logging_request
 from loramux_server.requests import Done, Event, Failed, ImageReady, Job, ServerFacts, Told
 from loramux_server.runner import Runner
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     """Draws pictures."""
 
-    def __init__(self, admission: Admission, runner: Runner, facts: ServerFacts) -> None:
+    def __init__(self, admission: Admission, runner: Runner, facts: ServerFacts, log_prompts: bool = False) -> None:
         self._admission = admission
+        self._log_prompts = log_prompts
         self._runner = runner
         self._version = facts.version
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
@@ -88,7 +90,17 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
 
         Raises:
             TooLate: where the end cannot come in seconds_left.
+            OverLimit: where the caller has used up what its token allows.
         """
+        meter = callers.current().meter
+        drawing = nullcontext() if meter is None else meter.drawing(job)
+        with logging_request(job, self._log_prompts) as heard, drawing:
+            async with aclosing(self._tell(job, seconds_left)) as story:
+                async for happened in story:
+                    heard.hear(happened)
+                    yield happened
+
+    async def _tell(self, job: Job, seconds_left: float | None) -> AsyncGenerator[Told, None]:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def hear(happened: Event) -> None:

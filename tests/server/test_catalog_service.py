@@ -15,7 +15,7 @@ from loramux.v1 import adapter_pb2
 from loramux.v1 import adapter_service_pb2 as pb
 from loramux_client import AsyncClient
 from loramux_client.errors import Aborted, InvalidArgument, NotFound
-from loramux_server.callers import caller
+from loramux_server.callers import caller_of
 from loramux_server.engine.load_base import load_base
 from loramux_server.engine.lora_layers import wrap
 from loramux_store import Layout, MatchedModule, ModuleSpec
@@ -158,14 +158,13 @@ async def test_the_log_says_who_did_what(door: Door, client: AsyncClient) -> Non
     ],
 )
 def test_a_caller_is_told_by_name_and_address(peer: str, said: str | None, told: str) -> None:
-    class Call:
-        def invocation_metadata(self) -> Any:
-            return None if said is None else (("user-agent", "x"), ("loramux-who", said))
+    metadata = () if said is None else (("user-agent", "x"), ("loramux-who", said))
+    assert caller_of(metadata, peer).who == told
 
-        def peer(self) -> str:
-            return peer
 
-    assert caller(Call()) == told
+def test_who_is_verified_goes_before_who_is_said() -> None:
+    assert caller_of([("loramux-who", "ann")], "ipv4:10.0.0.7:1", "gallery").who == "gallery (ann) from 10.0.0.7"
+    assert caller_of([], "ipv4:10.0.0.7:1", "gallery").who == "gallery from 10.0.0.7"
 
 
 def test_device_bytes_are_those_of_the_engines_pools(tiny_base: Path) -> None:

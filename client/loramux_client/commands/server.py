@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Annotated, Any
+from urllib.request import urlopen
 
 from cyclopts import Parameter
 
 from loramux_client import terminal
+from loramux_client.channel import DEFAULT_TIMEOUT, tls_credentials
 from loramux_client.client import Client
 from loramux_client.errors import LoraMuxClientError
 from loramux_client.server_info import Health
@@ -31,8 +33,14 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")
 def connect(server: str | None, timeout: float | None = None) -> Client:
     """A client of the server named, or of the default one."""
     settings = read_settings()
-    target, who = server or settings.server, settings.who
-    return Client(target, who=who) if timeout is None else Client(target, timeout=timeout, who=who)
+    credentials = tls_credentials(settings.ca, settings.client_cert, settings.client_key) if settings.tls else None
+    return Client(
+        server or settings.server,
+        timeout=DEFAULT_TIMEOUT if timeout is None else timeout,
+        credentials=credentials,
+        who=settings.who,
+        token=settings.token,
+    )
 
 
 def info(*, server: Server = None, json: Json = False) -> None:
@@ -50,14 +58,18 @@ def info(*, server: Server = None, json: Json = False) -> None:
         terminal.say(f"{name:<30}{text}")
 
 
-def healthcheck(*, server: Server = None, service: str = "") -> int:
+def healthcheck(*, server: Server = None, service: str = "", http: str | None = None) -> int:
     """Ask whether the server is serving: exit status 0 if it is, 1 if not.
 
     Parameters
     ----------
     service
         Full name of a gRPC service. Default: the whole server.
+    http
+        HOST:PORT of the server's HTTP side, which is asked instead: it wants neither certificate nor token.
     """
+    if http is not None:
+        return _ask_http(http)
     try:
         with connect(server, HEALTH_TIMEOUT) as client:
             health = client.health(service)
@@ -66,3 +78,13 @@ def healthcheck(*, server: Server = None, service: str = "") -> int:
         return 1
     terminal.say(health.name.lower().replace("_", " "))
     return 0 if health is Health.SERVING else 1
+
+
+def _ask_http(address: str) -> int:
+    try:
+        with urlopen(f"http://{address}/readyz", timeout=HEALTH_TIMEOUT):
+            terminal.say("serving")
+            return 0
+    except OSError as error:
+        terminal.complain(f"not serving: {address} says {error}")
+        return 1

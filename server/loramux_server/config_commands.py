@@ -1,0 +1,87 @@
+"""`loramux config`: what the settings are and where each is from, whether a server would start with them, new tokens.
+
+Takes options as `loramux serve` does; gives text. It starts nothing, and opens no port.
+"""
+
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from loramux_client import terminal
+from loramux_server.access import Scope, entry_text, new_token
+from loramux_server.errors import BadSetting
+from loramux_server.flags import Flags, given
+from loramux_server.settings import Settings, load, origin
+
+config = App(name="loramux config", help="Show and check the server's settings, and make tokens.", version_flags=[])
+
+ScopeName = Literal["generate", "adapters.read", "adapters.write", "admin"]
+Given = Annotated[Flags | None, Parameter(name="*")]
+
+
+@config.command
+def show(*, flags: Given = None, json: Annotated[bool, Parameter(negative="", help="Print JSON.")] = False) -> int:
+    """Show every setting, and whether an option, a variable, the file or the default has given it."""
+    said = given(flags)
+    try:
+        settings = load(**said)
+    except BadSetting as error:
+        return _complain(error)
+    rows = {name: (value, origin(name, said, settings)) for name, value in settings}
+    if json:
+        terminal.say_json({name: {"value": _plain(value), "from": where} for name, (value, where) in rows.items()})
+        return 0
+    for name, (value, where) in rows.items():
+        terminal.say(f"{name:<30}{'' if value is None else _plain(value)!s:<34}{where}".rstrip())
+    return 0
+
+
+@config.command
+def check(*, flags: Given = None) -> int:
+    """Say whether a server would start with these settings: exit status 0 if it would, 2 with the reasons if not."""
+    try:
+        settings = load(**given(flags))
+        _check_files(settings)
+    except BadSetting as error:
+        return _complain(error)
+    terminal.say("all is well")
+    return 0
+
+
+@config.command
+def token(
+    name: Annotated[str, Parameter(help="Whose it is.")],
+    /,
+    *,
+    scope: Annotated[list[ScopeName], Parameter(help="What it is good for; may be given again.", negative="")],
+) -> int:
+    """Make a token. It is printed on standard output, once; the table for the file of --tokens on standard error."""
+    made = new_token()
+    try:
+        text = entry_text(name, made, map(Scope, scope))
+    except BadSetting as error:
+        return _complain(error)
+    print(text, file=sys.stderr)
+    print(made)
+    return 0
+
+
+def _check_files(settings: Settings) -> None:
+    from loramux_server.access import read_access
+    from loramux_server.listening import refuse_openness
+    from loramux_server.tls import read_identity
+
+    refuse_openness(settings)
+    if settings.tokens is not None:
+        read_access(settings.tokens)
+    read_identity(settings)
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _complain(error: BadSetting) -> int:
+    print(error, file=sys.stderr)
+    return 2

@@ -1,0 +1,117 @@
+"""How much each holder of a token uses, against what the token allows.
+
+Takes limits and what is about to be used; refuses what goes over, with the time until it would not. It knows no tokens,
+no messages and no gRPC, and belongs to the event loop's thread.
+
+Rates are accounts that fill steadily up to a bound. What is asked for is granted while the account is not empty, and
+may overdraw it: a request larger than the bound runs too, and is waited for afterwards.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from loramux_server.access import Holder
+from loramux_server.errors import OverLimit
+from loramux_server.requests import Job
+
+_BURST_S = 10.0  # of calls that nobody made, kept for a burst
+_MINUTE_S, _DAY_S = 60.0, 86400.0
+_SOON_S = 2.0  # a guess, where what must end first is somebody's pictures
+
+Clock = Callable[[], float]
+
+
+class Account:
+    """Fills by `per_second` up to `most`, from which it starts."""
+
+    def __init__(self, per_second: float, most: float, clock: Clock) -> None:
+        self._per_second, self._most, self._clock = per_second, most, clock
+        self._held, self._at = most, clock()
+
+    @property
+    def empty_for(self) -> float:
+        """Seconds until something is there; 0 where it is."""
+        now = self._clock()
+        self._held = min(self._most, self._held + (now - self._at) * self._per_second)
+        self._at = now
+        return 0.0 if self._held > 0 else max(1e-3, -self._held / self._per_second)
+
+    def spend(self, amount: float) -> None:
+        """Takes what was granted."""
+        self._held -= amount
+
+
+class Meter:
+    """What one holder uses."""
+
+    def __init__(self, holder: Holder, clock: Clock = time.monotonic) -> None:
+        self.limits = limits = holder.limits
+        self._name = holder.name
+        self._images = 0
+        calls, cost, sent = limits.requests_per_second, limits.cost_per_minute, limits.upload_bytes_per_day
+        self._calls = None if calls is None else Account(calls, max(1.0, calls * _BURST_S), clock)
+        self._cost = None if cost is None else Account(cost / _MINUTE_S, cost, clock)
+        self._sent = None if sent is None else Account(sent / _DAY_S, sent, clock)
+
+    def call(self) -> None:
+        """One call more.
+
+        Raises:
+            OverLimit: where there were too many lately.
+        """
+        self._draw("REQUEST_RATE", self._calls, 1.0, f"{self.limits.requests_per_second} calls a second")
+
+    def upload(self, size: int) -> None:
+        """So many bytes more of an adapter file.
+
+        Raises:
+            OverLimit: where there were too many in the last day.
+        """
+        self._draw("UPLOAD_BYTES", self._sent, size, f"{self.limits.upload_bytes_per_day} bytes a day")
+
+    @contextmanager
+    def drawing(self, job: Job) -> Generator[None]:
+        """While a job waits or runs.
+
+        Raises:
+            OverLimit: where its pictures are too many, or those before it cost too much.
+        """
+        most = self.limits.concurrent_images
+        if most is not None and self._images + job.num_images > most:
+            used = f"{self._images} of {most} pictures at once are taken, {job.num_images} more do not fit"
+            raise OverLimit("CONCURRENT_IMAGES", self._name, f"{self._name}: {used}", _SOON_S)
+        self._draw("COST_RATE", self._cost, cost_of(job), f"{self.limits.cost_per_minute} megapixel-steps a minute")
+        self._images += job.num_images
+        try:
+            yield
+        finally:
+            self._images -= job.num_images
+
+    def _draw(self, reason: str, account: Account | None, amount: float, allowed: str) -> None:
+        if account is None:
+            return
+        if wait := account.empty_for:
+            raise OverLimit(reason, self._name, f"{self._name}: {allowed} are allowed and used up", wait)
+        account.spend(amount)
+
+
+class Meters:
+    """A meter for each holder, kept while its limits stay the same."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._meters: dict[str, Meter] = {}
+
+    def of(self, holder: Holder) -> Meter:
+        """The holder's."""
+        meter = self._meters.get(holder.name)
+        if meter is None or meter.limits != holder.limits:
+            meter = self._meters[holder.name] = Meter(holder, self._clock)
+        return meter
+
+
+def cost_of(job: Job) -> float:
+    """Megapixel-steps: pixels times evaluations of the UNet's rows, over all its pictures."""
+    rows = 2 if job.guided else 1
+    return job.width * job.height / 1e6 * job.sampling.evaluations * rows * job.num_images
