@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any, cast
 import grpc.aio
 import structlog
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from loramux.v1 import (
@@ -46,6 +47,7 @@ from loramux_server.scheduler import Scheduler
 from loramux_server.service import GenerationService
 from loramux_server.settings import BUILTIN, Settings
 from loramux_server.tls import Credentials, files, read_identity
+from loramux_server.watchdog import Service, Watchdog
 from loramux_store.header import read_container
 from loramux_store.layout import KNOWN_NAMES, Layout
 from loramux_store.record import UploadSpec
@@ -141,28 +143,30 @@ class App:
             self.metrics.registry,
             version=self.version,
             live=lambda: self.runner.alive,
-            ready=lambda: self._ready and self.runner.alive,
+            ready=lambda: self._ready and watchdog.ready,
         )
         shelf = AdapterService(self.store, self.metrics)
         pictures = GenerationService(self.admission, self.runner, self._server_facts(), settings.log_prompts)
         server, checks = self._server(pictures, shelf)
+        watchdog = Watchdog(self._services(), checks, self.metrics)
         try:
             credentials = None if self._identity is None else Credentials(self._identity)
             port = listen(server, settings, credentials)
             self.runner.start()
             await server.start()
-            for name in ("", *_SERVICES):
-                await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await watchdog.look()
             self._ready = True
             on_ready(Ready(settings.host, port, admin.port, self.engine.base.name))
             await asyncio.gather(
                 _watch_lag(self.metrics, stop),
+                watchdog.watch(stop),
                 keep_clean(self.store, self.metrics, stop),
                 keep_current(self._watched(credentials), self.metrics, stop),
             )
         finally:
             self._ready = False
             await checks.enter_graceful_shutdown()
+            await asyncio.sleep(settings.linger_seconds)
             await asyncio.to_thread(self.runner.drain, settings.drain_seconds)
             await asyncio.to_thread(self.runner.stop)  # what still runs hears why, while its call is open
             await server.stop(grace=1.0)
@@ -170,6 +174,20 @@ class App:
             await shelf.close()
             await asyncio.to_thread(admin.close)
             self.store.close()
+
+    def _services(self) -> tuple[Service, ...]:
+        """What health is told of."""
+
+        def runs() -> bool:
+            silent = self.runner.silent_seconds
+            self.metrics.runner_silent.set(silent)
+            return self.runner.alive and silent < self.settings.stall_seconds
+
+        pictures, shelf = _SERVICES
+        return (
+            Service(("", pictures), runs, "the runner stalls or has ended"),
+            Service((shelf,), lambda: os.access(self.settings.store, os.W_OK), "the store cannot be written to"),
+        )
 
     def _watched(self, credentials: Credentials | None) -> list[Watched]:
         """Files that are read again when they change."""

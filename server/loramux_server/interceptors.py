@@ -3,6 +3,7 @@
 Takes handlers and a gate; gives handlers. It knows the two error trees and gRPC's codes, and no message of ours.
 """
 
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -24,6 +25,7 @@ from loramux_store import errors as shelf
 DOMAIN = "loramux"
 _MAX_TEXT = 1024  # of a message: statuses travel in trailers, which hold about 8 KiB in all
 _MAX_VIOLATIONS = 20
+_ELSEWHERE_S = 1.0  # until a balancer has noticed that this server stops, or another one is up
 _BUSY_S = 2.0  # until a call that writes to an upload is likely to have ended
 
 _TURNED_AWAY = (
@@ -61,7 +63,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler.response_streaming:
             kind = "stream_stream" if handler.request_streaming else "unary_stream"
-            wrapped: Any = self._streaming(getattr(handler, kind), service, method)
+            behaviour = getattr(handler, kind)
+            writes = inspect.iscoroutinefunction(behaviour)  # answers by context.write, as the health service does
+            wrapped: Any = (self._unary if writes else self._streaming)(behaviour, service, method)
         else:
             kind = "stream_unary" if handler.request_streaming else "unary_unary"
             wrapped = self._unary(getattr(handler, kind), service, method)
@@ -177,7 +181,7 @@ def _describe(error: Exception) -> _Details:
         case errors.TooLate():
             return code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", {"estimated_seconds": f"{error.seconds:.1f}"}, []
         case errors.Draining() | shelf.Closed():
-            return code.UNAVAILABLE, "DRAINING", {}, []
+            return code.UNAVAILABLE, "DRAINING", {}, [_retry(_ELSEWHERE_S)]
         case errors.OutOfMemory():
             return code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", {}, []
         case errors.PictureFailed():

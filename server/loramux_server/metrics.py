@@ -36,6 +36,8 @@ class Metrics:
             return Histogram(f"loramux_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.build_info = gauge("build_info", "Always 1; what is running.", "version", "base", "device", "kernels")
+        self.service_up = gauge("service_up", "1 while the gRPC service works; 'all' is the whole server.", "service")
+        self.runner_silent = gauge("runner_silent_seconds", "Since the tick thread last came round.")
         self.engine_up = gauge("engine_up", "1 while the engine's thread runs.")
         self.requests = counter("requests_total", "Requests that ended, by how.", "outcome")
         self.images = counter("images_total", "Pictures finished.")

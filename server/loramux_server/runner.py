@@ -74,6 +74,7 @@ class Runner:
         self._ending: list[tuple[str, Event | None, str]] = []
         self._draining = False
         self._stopping = False
+        self._beat = time.monotonic()
         self._vae = ThreadPoolExecutor(1, thread_name_prefix="vae")
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
 
@@ -85,6 +86,11 @@ class Runner:
     def alive(self) -> bool:
         """Whether the tick thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the tick thread last came round: at most a second where it idles, the length of a forward else."""
+        return time.monotonic() - self._beat
 
     def submit(self, job: Job, listener: Listener, seconds_left: float | None = None) -> None:
         """Takes a job in; its listener hears Queued, Started, Stepped, ImageReady and Done, or Failed.
@@ -143,6 +149,7 @@ class Runner:
         self._metrics.engine_up.set(1)
         try:
             while not self._stopping:
+                self._beat = time.monotonic()
                 if not self._tick():
                     with self._lock:
                         self._lock.wait_for(lambda: self._stopping or self._loaded or self._ending, timeout=1.0)

@@ -107,6 +107,15 @@ class Settings(BaseSettings):
         ge=0,
         description="Bytes of device memory for cross-attention keys and values of pictures in flight; 0 keeps none.",
     )
+    stall_seconds: float = Field(
+        default=120.0, gt=0, description="A forward that takes longer makes the server unready until it ends."
+    )
+    linger_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds between a stop's first sign, that the server is not ready, and turning requests away: "
+        "what balancers take to notice.",
+    )
     drain_seconds: float = Field(default=30.0, ge=0, description="Seconds that running requests get at stop.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="warning", description="Least serious lines that are logged; info has a line for every call."

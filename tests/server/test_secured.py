@@ -182,6 +182,16 @@ async def test_tokens_are_read_again_and_a_wrong_file_changes_nothing(door: Door
         assert await names(newcomer) == []
 
 
+def test_files_are_read_only_when_they_change(tmp_path: Path) -> None:
+    file, read = tmp_path / "a", list[str]()
+    watched = Watched("a", [file], lambda: read.append(file.read_text()))
+    assert not watched.look()
+    for text in ("x", "y"):
+        file.write_text(text)
+        assert watched.look() and not watched.look()
+    assert read == ["x", "y"]
+
+
 async def test_the_certificate_is_exchanged_for_new_connections(door: Door) -> None:
     first = await shown(door)
     async with door.client("reader") as client:

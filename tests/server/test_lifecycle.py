@@ -1,0 +1,161 @@
+"""A server's life: ready, stalled, dead, stopping. The whole server in this process, on the built-in base."""
+
+import asyncio
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from loramux_client import AsyncClient
+from loramux_client.errors import Unavailable
+from loramux_client.server_info import Health
+from loramux_server.app import App, Ready
+from loramux_server.metrics import Metrics
+from loramux_server.settings import Settings
+from loramux_server.watchdog import Service, Watchdog
+
+PICTURES, SHELF = "loramux.v1.GenerationService", "loramux.v1.AdapterService"
+
+
+class Living:
+    """A server that runs until it is told to stop."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        values = {"store": folder, "device": "cpu", "port": 0, "metrics_port": 0, "threads": 1, **settings}
+        self.app, self.stop = App(Settings(**values)), asyncio.Event()
+        self._ready = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        self.ended = asyncio.create_task(self.app.run(self._ready.set_result, self.stop))
+        done, _ = await asyncio.wait([self._ready, self.ended], return_when=asyncio.FIRST_COMPLETED)
+        assert self._ready in done, self.ended.exception()
+        self.at: Ready = self._ready.result()
+        self.client = AsyncClient(f"127.0.0.1:{self.at.grpc_port}", timeout=60)
+
+    async def http(self, path: str) -> int:
+        def ask() -> int:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.at.http_port}{path}", timeout=10) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as refused:
+                return refused.code
+
+        return await asyncio.to_thread(ask)
+
+    async def until(self, health_of_pictures: Health) -> None:
+        async with asyncio.timeout(30):
+            while await self.client.health(PICTURES) is not health_of_pictures:
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def living(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Living]:
+    made = Living(tmp_path / "store", **getattr(request, "param", {}))
+    await made.start()
+    yield made
+    made.stop.set()
+    await made.client.close()
+    await made.ended
+
+
+@pytest.mark.parametrize("living", [{"stall_seconds": 0.6}], indirect=True)
+async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await living.http("/readyz") == 200 and await living.client.health("") is Health.SERVING
+    go_on, step = threading.Event(), living.app.engine.step
+
+    def stalling(keys: Any) -> Any:
+        assert go_on.wait(60)
+        return step(keys)
+
+    monkeypatch.setattr(living.app.engine, "step", stalling)
+    drawing = asyncio.create_task(living.client.generate("a red apple", steps=2))
+    await living.until(Health.NOT_SERVING)
+    assert await living.client.health("") is Health.NOT_SERVING and await living.client.health(SHELF) is Health.SERVING
+    assert (await living.http("/readyz"), await living.http("/livez")) == (503, 200)  # it may yet go on
+    sample = living.app.metrics.registry.get_sample_value
+    assert (
+        sample("loramux_service_up", {"service": "all"}) == 0 and (sample("loramux_runner_silent_seconds") or 0) > 0.6
+    )
+    go_on.set()
+    assert (await drawing).images
+    await living.until(Health.SERVING)
+    assert await living.http("/readyz") == 200
+
+
+async def test_a_dead_runner_is_no_longer_alive(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(living.app.runner._scheduler, "plan", lambda: 1 / 0)
+    await living.until(Health.NOT_SERVING)
+    assert (await living.http("/readyz"), await living.http("/livez")) == (503, 503)
+
+
+@pytest.mark.parametrize("living", [{"linger_seconds": 1.5}], indirect=True)
+async def test_a_stop_is_seen_first_then_turns_away_and_lets_finish(living: Living) -> None:
+    """Readiness ends at once, requests are taken for a while yet, then turned away; what runs ends well."""
+    watching = asyncio.create_task(_watched(living))
+    await asyncio.sleep(0.1)
+    running = asyncio.create_task(living.client.generate("a red apple", steps=30))
+    living.stop.set()
+    await living.until(Health.NOT_SERVING)
+    assert (await living.http("/readyz"), await living.http("/livez")) == (503, 200)
+    assert (await living.client.generate("a dog", steps=1)).images, "still lingering"
+    slow = asyncio.create_task(living.client.generate("a red apple", steps=150))
+    refused = None
+    async with asyncio.timeout(30):
+        while refused is None:
+            try:
+                await living.client.generate("a dog", steps=1)
+            except Unavailable as error:
+                refused = error
+    assert refused.reason == "DRAINING" and refused.retry_after == 1
+    assert (await running).images and (await slow).images
+    await living.ended
+    assert await watching == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+async def _watched(living: Living) -> list[int]:
+    """What a health watcher is told until its stream ends."""
+    told: list[int] = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{living.at.grpc_port}") as channel:
+        try:
+            async for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="")):
+                told.append(answer.status)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    return told
+
+
+async def test_health_is_told_of_each_service() -> None:
+    checks, metrics = health.aio.HealthServicer(), Metrics()
+    works = {"runner": True, "store": True}
+    watchdog = Watchdog(
+        (
+            Service(("", PICTURES), lambda: works["runner"], "stalls"),
+            Service((SHELF,), lambda: works["store"], "read-only"),
+        ),
+        checks,
+        metrics,
+    )
+
+    async def told() -> list[bool]:
+        await watchdog.look()
+        answers = [await checks.Check(health_pb2.HealthCheckRequest(service=s), None) for s in ("", PICTURES, SHELF)]
+        return [answer.status == health_pb2.HealthCheckResponse.SERVING for answer in answers]
+
+    assert not watchdog.ready
+    assert await told() == [True, True, True] and watchdog.ready
+    works["store"] = False
+    assert await told() == [True, True, False] and watchdog.ready
+    works["runner"] = False
+    assert await told() == [False, False, False] and not watchdog.ready
+    works.update(runner=True, store=True)
+    assert await told() == [True, True, True] and watchdog.ready
+    assert metrics.registry.get_sample_value("loramux_service_up", {"service": SHELF}) == 1
