@@ -15,7 +15,7 @@ MAX_TENSORS = 20_000
 # A tensor entry has five strings; room for 50,000 more keys and values of metadata.
 _MAX_QUOTES = 2 * (5 * MAX_TENSORS + 100_000)
 # A tensor entry has one object, two arrays and seven commas at four dimensions.
-_MAX_ARRAYS = 2 * MAX_TENSORS
+_MAX_ARRAYS = 2 * (MAX_TENSORS + 2)
 _MAX_COMMAS = 16 * MAX_TENSORS + 50_000
 _MAX_DEPTH = 3
 

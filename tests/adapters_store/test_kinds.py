@@ -1,6 +1,5 @@
 """LoHa, LoKr, full differences, biases, normalisations, DoRA: compiled exactly, as rank rows where those are cheap."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -84,19 +83,6 @@ def test_every_kind_on_every_sort_of_layer_in_one_file(store: Store, tmp_path: P
     assert operations >= {"rows", "rows+bias", "kronecker", "dense", "dense+bias"}
 
 
-def test_cores_of_convolutions(store: Store, tmp_path: Path) -> None:
-    """C6: a core is square, so that folding it on the wrong side would have the right shape."""
-    made = samples(
-        {
-            CONV: kinds.loha_tucker(3, 2.0),
-            "unet.conv_in": kinds.loha_tucker(2, 2.0),
-            "unet.up_blocks.0.resnets.0.conv1": kinds.lokr((2, 4), None, 2, 5.0, tucker=True),
-        }
-    )
-    _, _, deltas = compiled(store, publish(store, tmp_path, stored(made)))
-    assert all(same(deltas[path], each.delta) for path, each in made.items())
-
-
 def entry(*shape: int) -> TensorEntry:
     return TensorEntry("x", "F16", shape, 0, 0)
 
@@ -172,28 +158,6 @@ def test_alpha_of_low_rank_kinds(store: Store, tmp_path: Path) -> None:
     assert same(compiled(store, told)[2][LINEAR], made[LINEAR].delta / 2)
     untold = publish(store, tmp_path, tensors)
     assert (untold.report.matched[0].scale, codes(untold)) == (1.0, ["alpha_assumed"])
-
-
-def test_alpha_beside_a_full_difference_is_ignored_and_said(store: Store, tmp_path: Path) -> None:
-    made = samples({LINEAR: kinds.full})
-    tensors = stored(made)
-    alpha = next(iter(tensors)).partition(".")[0] + ".alpha"
-    published = publish(store, tmp_path, tensors | {alpha: torch.tensor(0.25)})
-    assert [key for key, _ in published.report.ignored] == [alpha]
-    assert same(compiled(store, published)[2][LINEAR], made[LINEAR].delta)
-    scale = alpha.replace("alpha", "scale")
-    scaled = publish(store, tmp_path, tensors | {scale: torch.tensor(0.5)})
-    _, parts, deltas = compiled(store, scaled)
-    assert same(deltas[LINEAR], made[LINEAR].delta / 2) and scaled.report.ignored == ()
-    assert made[LINEAR].bias is not None and same(parts[LINEAR]["bias"], made[LINEAR].bias)
-
-
-def test_a_bias_of_peft_has_the_scale_of_its_factors(store: Store, tmp_path: Path) -> None:
-    made = af.factors(af.TOY_SD1, [LINEAR], rank=4)
-    bias = torch.arange(16.0)
-    tensors = af.peft_tensors(made) | {f"{LINEAR}.lora_B.bias": bias}
-    published = publish(store, tmp_path, tensors, InterpretOptions(alpha=2.0))
-    assert same(compiled(store, published)[1][LINEAR]["bias"], bias.double() / 2)
 
 
 REAL: dict[str, tuple[kinds.Make, str]] = {
@@ -289,32 +253,3 @@ def test_normalisations_by_both_kinds_of_names(store: Store, tmp_path: Path) -> 
 
 
 # -- DoRA -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", [LINEAR, f"{BLOCK}.attn1.to_q", CONV])
-def test_the_axis_of_magnitudes(store: Store, tmp_path: Path, path: str) -> None:
-    """D2, D8, D10: by the key, then by the place of the 1; o == i makes no difference."""
-    out, source = af.TOY_SD1.modules[path].shape[:2]
-    ones = (1,) * (len(af.TOY_SD1.modules[path].shape) - 2)
-    for make in (kinds.lora(2, 1.0), kinds.loha(1, 1.0), kinds.lokr((2, 4), None, None)):
-        for leaf, shape, axis in (
-            ("dora_scale", (out, 1, *ones), "output"),
-            ("dora_scale", (1, source, *ones), "input"),
-            ("dora_scale", (out,), "output"),
-            ("lora_magnitude_vector", (1, out, *ones) if ones else (out,), "output"),
-        ):
-            (made,) = samples({path: make}).values()
-            m = torch.rand(shape)
-            tensors = kinds.stem_tensors(path, made)
-            stem = next(iter(tensors)).partition(".")[0]
-            published = publish(store, tmp_path, tensors | {f"{stem}.{leaf}": m})
-            table, parts, deltas = compiled(store, published)
-            assert table[path]["axis"] == axis == published.report.matched[0].axis
-            assert torch.equal(parts[path]["m"], m.flatten().double())
-            assert same(deltas[path], made.delta)
-
-
-def test_a_config_that_says_dora_of_a_file_that_has_none_is_warned_of(store: Store, tmp_path: Path) -> None:
-    tensors = af.peft_tensors(af.factors(af.TOY_SD1, [LINEAR], rank=2))
-    options = InterpretOptions(peft_config=json.dumps({"r": 2, "lora_alpha": 2, "use_dora": True}))
-    assert codes(publish(store, tmp_path, tensors, options)) == ["dora_without_magnitudes"]

@@ -53,11 +53,15 @@ class EmbeddingPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The tensors by text encoder, the token that the file gives them (or none), and the form of the file."""
+    """The tensors by text encoder, the token that the file gives them (or none), and the form of the file.
+
+    others: names of the tensors of the file's other tokens, with the token.
+    """
 
     tensors: Mapping[str, TensorEntry]
     token: str
     family: str
+    others: tuple[tuple[str, str], ...] = ()
 
     @property
     def widths(self) -> dict[str, int]:
@@ -73,7 +77,8 @@ def plan_embedding(
 ) -> EmbeddingPlan | None:
     """The plan, where the file is an embedding.
 
-    Its trigger is the one of the options, else the token that the file names, else the name of the adapter.
+    Its trigger is the one of the options, else the token that the file names, else the name of the adapter. Of a file
+    of several tokens the one that is the trigger of the options is taken.
 
     Raises:
         Refused: `ti_bad_width`, `family_mismatch`, `ti_len_mismatch`, `ti_too_many_vectors`, `ti_several_tokens`,
@@ -81,7 +86,8 @@ def plan_embedding(
         InvalidArgument: options that only LoRA files have.
     """
     known = list(layouts)
-    found = _find(container.tensors, {width for layout in known for width in layout.text_widths.values()})
+    widths = {width for layout in known for width in layout.text_widths.values()}
+    found = _find(container.tensors, widths, options.trigger)
     if found is None:
         return None
     for field in ("alpha", "peft_config"):
@@ -91,8 +97,8 @@ def plan_embedding(
     layout, others = _fitting(found, known, wanted)
     usable = found.token if trigger_fault(found.token) is None else ""
     embedding = Embedding(options.trigger or usable or name, vectors, dict(sorted(found.widths.items())))
-    widths = " and ".join(f"{width} in {encoder}" for encoder, width in embedding.widths.items())
-    evidence = [f"the vectors have the width of {layout.name}: {widths}"]
+    said = " and ".join(f"{width} in {encoder}" for encoder, width in embedding.widths.items())
+    evidence = [f"the vectors have the width of {layout.name}: {said}"]
     if others:
         evidence.append(f"its text encoders have the widths of {', '.join(others)} too: it fits every such base")
     report = AcceptReport(
@@ -101,54 +107,53 @@ def plan_embedding(
         evidence=tuple(evidence),
         family=found.family,
         matched=(),
-        ignored=(),
+        ignored=tuple((key, f"vectors of the token {token!r}, another embedding") for key, token in found.others),
         warnings=_warnings(found, options, embedding.trigger),
         embedding=embedding,
     )
     return EmbeddingPlan(container, layout, found.tensors, embedding, report)
 
 
-def _find(tensors: Mapping[str, TensorEntry], widths: set[int]) -> _Found | None:
+def _find(tensors: Mapping[str, TensorEntry], widths: set[int], trigger: str | None) -> _Found | None:
     if all(name.startswith(_BUNDLE) for name in tensors):
-        return _unbundled(tensors)
+        return _unbundled(tensors, trigger)
     names = list(tensors)
     if any(split_key(name) for name in names):
         return None
     known = [name for name in names if (name in _ENCODERS and name != "t5") or name.startswith(_OF_A1111)]
     if known or all(_IN_BRACKETS.match(name) for name in names):
-        return _sorted_out(tensors, "")
+        return _sorted_out(tensors, trigger)
     only = next(iter(tensors.values()))
     plain = len(names) == 1 and not only.name.endswith((".weight", ".bias"))
     if plain and len(only.shape) in (1, 2) and only.shape[-1] in widths:
-        return _sorted_out(tensors, "")
+        return _sorted_out(tensors, None)
     return None
 
 
-def _unbundled(tensors: Mapping[str, TensorEntry]) -> _Found:
-    """The one embedding of a file of bundled ones. The trigger may contain dots: the key is what ends the name."""
-    inside: dict[str, TensorEntry] = {}
-    tokens: dict[str, str] = {}
+def _unbundled(tensors: Mapping[str, TensorEntry], trigger: str | None) -> _Found:
+    """One embedding of a file of bundled ones. The trigger may contain dots: the key is what ends the name."""
+    tokens: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in sorted(tensors.items()):
         match = _BUNDLED.match(name)
         if match is None:
             raise _unknown(name)
-        tokens.setdefault(match["token"], name)
-        inside[match["key"]] = entry
-    _check_one_token(tokens)
-    return _sorted_out(inside, next(iter(tokens)))
+        tokens.setdefault(match["token"], {})[match["key"]] = entry
+    token = _one_token({token: next(iter(inside.values())).name for token, inside in tokens.items()}, trigger)
+    found = _sorted_out(tokens[token], None)
+    others = [(entry.name, other) for other in tokens if other != token for entry in tokens[other].values()]
+    return _Found(found.tensors, token, "bundle", tuple(others))
 
 
-def _sorted_out(tensors: Mapping[str, TensorEntry], token: str) -> _Found:
-    """Every tensor by its text encoder. token: what a bundle says it is called."""
-    parts: dict[str, TensorEntry] = {}
-    tokens: dict[str, str] = {}
-    families: set[str] = set()
+def _sorted_out(tensors: Mapping[str, TensorEntry], trigger: str | None) -> _Found:
+    """Every tensor of one token by its text encoder."""
+    tokens: dict[str, list[tuple[str, str, TensorEntry]]] = {}
     for key, entry in sorted(tensors.items()):
         _check_shape(entry)
         family, encoder, said = _part(key, alone=len(tensors) == 1)
-        families.add(family)
-        tokens[said] = key
-        _check_one_token(tokens)
+        tokens.setdefault(said, []).append((family, encoder, entry))
+    token = _one_token({token: group[0][2].name for token, group in tokens.items()}, trigger)
+    parts: dict[str, TensorEntry] = {}
+    for _, encoder, entry in tokens[token]:
         if encoder in parts:
             raise Refused(
                 "duplicate_module",
@@ -156,8 +161,9 @@ def _sorted_out(tensors: Mapping[str, TensorEntry], token: str) -> _Found:
                 {"key": entry.name, "other": parts[encoder].name, "module": encoder},
             )
         parts[encoder] = entry
-    (said,) = tokens
-    return _Found(parts, token or said, "bundle" if token else "+".join(sorted(families)))
+    families = {family for family, _, _ in tokens[token]}
+    others = [(entry.name, other) for other in tokens if other != token for _, _, entry in tokens[other]]
+    return _Found(parts, token, "+".join(sorted(families)), tuple(others))
 
 
 def _part(key: str, *, alone: bool) -> tuple[str, str, str]:
@@ -186,14 +192,18 @@ def _check_shape(entry: TensorEntry) -> None:
         )
 
 
-def _check_one_token(tokens: Mapping[str, str]) -> None:
-    if len(tokens) > 1:
-        listed = ", ".join(repr(token or key) for token, key in list(tokens.items())[:5])
+def _one_token(keys: Mapping[str, str], trigger: str | None) -> str:
+    """The only token, or the one that is the trigger. keys: of every token the name of a tensor."""
+    if trigger is not None and trigger in keys:
+        return trigger
+    if len(keys) > 1:
+        listed = ", ".join(repr(token or key) for token, key in list(keys.items())[:5])
         raise Refused(
             "ti_several_tokens",
-            f"the file holds vectors of several tokens, {listed}: push each in a file of its own",
-            {"tokens": listed, "key": list(tokens.values())[1]},
+            f"the file holds vectors of several tokens, {listed}: push it once for each, with the token as the trigger",
+            {"tokens": listed, "key": list(keys.values())[1]},
         )
+    return next(iter(keys))
 
 
 def _vectors(found: _Found) -> int:
@@ -254,6 +264,8 @@ def _said(layout: Layout) -> str:
 
 
 def _warnings(found: _Found, options: InterpretOptions, trigger: str) -> tuple[str, ...]:
+    if found.others:
+        return (f"ignored: {len(found.others)} tensors, among them {found.others[0][0]}",)
     if options.trigger is not None or found.token in ("", "*", trigger):
         return ()
     rule = f"up to {MAX_TRIGGER} characters"

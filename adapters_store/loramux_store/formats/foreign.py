@@ -69,11 +69,14 @@ def refuse_families(names: Iterable[str]) -> None:
             )
 
 
-def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[str]) -> None:
-    """Raise for a file that is no LoRA at all; unknown: names of no adapter format."""
+def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[str], *, anything_known: bool) -> None:
+    """Raise for a file that is no LoRA at all; unknown: names of no adapter format.
+
+    A weight or a bias among factors does not make a file a whole model: it is one more unknown key.
+    """
     unsorted = list(unknown)
     for kind, pattern in _WHOLE:
-        names = tensors if kind in _NAMED_BY_STEM else unsorted
+        names = tensors if kind in _NAMED_BY_STEM else () if anything_known else unsorted
         if name := _first(pattern, names):
             raise _kind(kind, name)
     if name := next((n for n in unsorted if n.startswith("<") and n.endswith(">")), None):

@@ -66,7 +66,7 @@ _KINDS: dict[str, str] = {
 }
 _INFIXED = {
     "lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B",
-    *(name for name in _ROLES if name.startswith(("hada_", "lokr_"))),
+    "oft_R", "boft_R", "boft_s", "ia3_l", *(name for name in _ROLES if name.startswith(("hada_", "lokr_"))),
 }  # fmt: skip
 _OLD_ATTENTION = re.compile(r"(?P<stem>.+?)(?:\.processor)?\.to_(?P<proj>q|k|v|out)_lora\.(?P<end>down|up)\.weight\Z")
 

@@ -14,6 +14,7 @@ from loramux_store.layout import Layout
 __all__ = ["NameTable", "name_table", "spellings", "strip_wrappers"]
 
 _WRAPPERS = ("base_model.model.", "model.")
+_FLAT = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lycoris_")
 _OMI = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """Text encoders in the names of the Open Model Initiative, which OneTrainer also writes."""
 
@@ -22,7 +23,9 @@ def strip_wrappers(stem: str) -> str:
     """The stem without what trainers wrap around the model, each at most once."""
     for wrapper in _WRAPPERS:
         stem = stem.removeprefix(wrapper)
-    return stem if "." in stem else stem.rstrip("_")
+    if stem.startswith(_FLAT):  # some write a dot into names that have none
+        return stem.replace(".", "_").rstrip("_")
+    return stem.replace(".processor.", ".")
 
 
 class NameTable:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from loramux_store.errors import Refused
 from loramux_store.formats.detect import Choice, choose
 from loramux_store.formats.fit import magnitude_axis
 from loramux_store.formats.operation import Operation, operation_of
@@ -53,8 +52,6 @@ def make_plan(
     """Read the file's names and shapes; refuse what cannot be applied exactly."""
     contents = read_contents(container)
     choice = choose(contents.modules, layouts, container.metadata, wanted)
-    if not choice.matched:
-        raise Refused("family_unknown", "the file touches no module")
     scaling = Scaling(options, container.metadata)
     with container.path.open("rb") as handle:
         modules = tuple(

@@ -56,7 +56,7 @@ def read_contents(container: Container) -> Contents:
     unknown = [name for name, key in split.items() if key is None]
     refuse_families(names)
     refuse_kinds(keys, container.tensors)
-    refuse_other_objects(container.tensors, unknown)
+    refuse_other_objects(container.tensors, unknown, anything_known=bool(keys))
     if unknown:
         _refuse_unknown(unknown, anything_known=bool(keys))
     if not keys:
@@ -90,12 +90,18 @@ def _refuse_unknown(unknown: list[str], anything_known: bool) -> None:
 
 
 def _check_infix(keys: Iterable[Key]) -> None:
-    infixes = sorted({key.infix for key in keys if key.family == "peft"})
+    """PEFT's files hold one adapter; only its LoRA factors must all bear the name or all not: the leaves of its LoHa
+    and LoKr are also LyCORIS' own, which has no such names."""
+    first: dict[str, str] = {}
+    for key in keys:
+        if key.infix or key.family == "peft":
+            first.setdefault(key.infix, key.name)
+    infixes = sorted(first)
     if len(infixes) > 1:
         raise Refused(
             "multiple_adapters",
             f"the file holds several PEFT adapters: {', '.join(map(repr, infixes[:5]))}",
-            {"names": ", ".join(infixes[:5])},
+            {"names": ", ".join(infixes[:5]), "key": first[infixes[-1]]},
         )
 
 

@@ -51,10 +51,11 @@ class Scaling:
         """(alpha, scale) of a module at a layout path."""
         alpha, scale = self._of(handle, raw, path)
         if abs(scale) > _FLOAT32_MAX or abs(alpha) > _FLOAT32_MAX:
+            said = raw.tensors.get("scale") or raw.tensors.get("alpha")
             raise Refused(
                 "alpha_non_finite",
                 f"{path}: alpha {alpha}, scale {scale} is outside float32",
-                {"module": path, "got": str(alpha)},
+                {"module": path, "key": said.name if said else path, "got": str(alpha)},
             )
         if scale == 0:
             self._warn("alpha_zero", f"{path} is scaled by 0")
@@ -118,7 +119,7 @@ class Scaling:
         config = self._config(path)
         inside = spellings(path.partition(".")[2])
         alpha, rank = (config.alpha(*inside), config.rank(*inside)) if config else (None, None)
-        return (1.0, 1.0) if not alpha or not rank else (alpha, alpha / rank)
+        return (1.0, 1.0) if alpha is None or not rank else (alpha, alpha / rank)
 
     def _config(self, path: str) -> PeftConfig | None:
         if self.given:
