@@ -14,6 +14,8 @@ from typing import Annotated, Literal, ParamSpec
 from cyclopts import Parameter
 
 from loramux_client import terminal
+from loramux_client.commands.adapter_tables import say_beside
+from loramux_client.sidecars import read_sidecars
 from loramux_server.errors import LoraMuxError
 from loramux_server.settings import Settings
 from loramux_store import InterpretOptions, Layout, Store, back_up, known_layout
@@ -67,7 +69,8 @@ def check(
 ) -> int:
     """Say whether a file would be taken, and what it is: exit status 0 if it would, 3 if not.
 
-    No server and no store is asked: the file must fit Stable Diffusion 1, 2 or XL, or the base named.
+    No server and no store is asked: the file must fit Stable Diffusion 1, 2 or XL, or the base named. What a push would
+    take from the files beside it is said too.
 
     Parameters
     ----------
@@ -92,6 +95,8 @@ def check(
         terminal.say_json(verdict)
     else:
         _say_verdict(file, verdict)
+        if verdict.verdict == "accepted":
+            say_beside(read_sidecars(file))
     return 0 if verdict.verdict == "accepted" else REFUSED
 
 

@@ -182,6 +182,23 @@ async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: 
     assert "warning: look" in shown.err
 
 
+async def test_push_says_what_lies_beside_the_file(
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "Ink.safetensors"
+    file.write_bytes(b"bytes")
+    (tmp_path / "Ink.civitai.info").write_text('{"trainedWords": ["inky", "brush"], "baseModel": "SD 1.5"}')
+    (tmp_path / "Ink.json").write_text("{")
+    assert await run(server, "adapters", "push", str(file), "--base-model", "mine") == 0
+    spec = server.requests[-1]
+    assert (list(spec.trigger_words), spec.base_model) == (["inky", "brush"], "mine")
+    shown = capsys.readouterr()
+    assert "trigger words of Ink.civitai.info: inky, brush" in shown.out and "base model" not in shown.out
+    assert "warning: Ink.json: no JSON" in shown.err
+    assert await run(server, "adapters", "push", str(file), "--trigger-word", "own") == 0
+    assert list(server.requests[-1].trigger_words) == ["own"]
+
+
 async def test_pull_writes_the_file(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.file = b"some bytes"
     server.file_digest = sha256(server.file).hexdigest()

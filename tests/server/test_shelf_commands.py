@@ -50,6 +50,16 @@ def told(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+def test_check_says_what_lies_beside_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_lora(tmp_path / "a.safetensors")
+    (tmp_path / "a.civitai.info").write_text("[]")
+    (tmp_path / "a.json").write_text('{"activation text": "inky", "preferred weight": 0.7}')
+    assert run("check", file, "--family", "sd1") == 0
+    shown = capsys.readouterr()
+    assert "trigger words of a.json: inky" in shown.out and "default weight of a.json: 0.7" in shown.out
+    assert "warning: a.civitai.info: no JSON object: not used" in shown.err
+
+
 def test_check_prints_a_verdict_and_exits_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_lora(tmp_path / "a.safetensors")
     assert run("check", file, "--family", "sd1", "--json") == 0

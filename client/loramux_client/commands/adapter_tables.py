@@ -1,13 +1,14 @@
 """Adapters and versions as rows and lines of text.
 
-Takes: values of shelf.py. Gives: text. Does not know where it is shown.
+Takes: values of shelf.py, what lies beside a file. Gives: text, shown or to be shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from loramux_client import shelf, terminal
+from loramux_client.sidecars import Beside
 
 ADAPTER_COLUMNS = ("name", "version", "kind", "rank", "layout", "size", "weight", "trigger words", "aliases", "digest")
 VERSION_COLUMNS = ("version", "rank", "kind", "trigger", "layout", "size", "on device", "created", "digest", "blob")
@@ -30,6 +31,16 @@ def _words(adapter: shelf.Adapter) -> str:
 
 def _aliases(adapter: shelf.Adapter) -> str:
     return ", ".join(f"{alias}={number}" for alias, number in adapter.aliases.items())
+
+
+def say_beside(beside: Beside, options: Collection[str] = ()) -> None:
+    """What was taken from the files beside one, or would be; not what the options say otherwise."""
+    for name, value in beside.said.items():
+        if name not in options:
+            text = ", ".join(value) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            terminal.say(f"  {name.replace('_', ' ')} of {beside.sources[name]}: {text}")
+    for warning in beside.warnings:
+        terminal.complain(f"  warning: {warning}")
 
 
 def facts(adapter: shelf.Adapter) -> Iterator[tuple[str, str]]:

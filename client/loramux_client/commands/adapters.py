@@ -21,11 +21,13 @@ from loramux_client.commands.adapter_tables import (
     adapter_row,
     extent,
     facts,
+    say_beside,
     version_row,
 )
 from loramux_client.commands.installed import shelf_tools
 from loramux_client.commands.server import Json, Server, connect
 from loramux_client.errors import InvalidArgument
+from loramux_client.sidecars import read_sidecars
 
 SHOWN_IGNORED = 5
 """Ignored keys that a push lists one by one; a file of another trainer can have hundreds."""
@@ -106,9 +108,12 @@ def push(
 ) -> None:
     """Upload a file as a new version of an adapter.
 
-    After a break the same command goes on where it was.
+    After a break the same command goes on where it was. Trigger words, default weight, description and base model that
+    are not given are looked for beside the file: in NAME.civitai.info, NAME.json, and the README.md of a folder with
+    one adapter.
     """
-    options = _options(
+    beside = read_sidecars(file)
+    said = _said(
         default_weight=default_weight,
         trigger_words=trigger_word,
         labels=None if label is None else dict(label),
@@ -121,10 +126,12 @@ def push(
         trigger=trigger,
         validate_only=dry_run or None,
     )
+    options = shelf.UploadOptions(**{**beside.said, **said})  # pyright: ignore[reportArgumentType]
     if dry_run:
         uploaded = _upload(server, file, name or _would_be_name(file), options)
         terminal.say(f"{file} would be accepted")
         _say_report(uploaded.report, whole=True)
+        say_beside(beside, said)
         return
     uploaded = _upload(server, file, name, options)
     if (version := uploaded.version) is not None:
@@ -132,6 +139,7 @@ def push(
         digest = terminal.short(version.digest)
         terminal.say(f"{news} {version.adapter}@{version.number} ({digest})")
     _say_report(uploaded.report)
+    say_beside(beside, said)
 
 
 @adapters.command(name="list")
@@ -199,8 +207,8 @@ def rm(name: Name, /, *, server: Server = None) -> None:
     terminal.say(f"removed {name}")
 
 
-def _options(**said: Any) -> shelf.UploadOptions:
-    return shelf.UploadOptions(**{k: v for k, v in said.items() if v is not None})  # pyright: ignore[reportArgumentType]
+def _said(**said: Any) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _upload(server: str | None, file: Path, name: str | None, options: shelf.UploadOptions) -> shelf.Upload:
