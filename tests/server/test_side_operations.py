@@ -37,6 +37,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, server_clas
     shelf = Shelf(server, tiny_base, folder)
     fill(shelf)
     put_peft_dora(shelf)
+    put_plain(shelf)
     yield shelf
     server.close()
 
@@ -66,6 +67,19 @@ def put_peft_dora(shelf: Shelf) -> None:
     shelf.put_tensors("dora-peft", tensors, changes, (folder / "adapter_config.json").read_text())
 
 
+def put_plain(shelf: Shelf) -> None:
+    """A LoKr of whole sides, a DoRA and a LoRA, one adapter each, on the same layers: what people blend."""
+    paths = [
+        path for path, shape in shelf.shapes.items() if path.endswith(("to_q", "to_v", "conv2")) and shape[0] % 8 == 0
+    ]
+    for name, make in {
+        "lokr": kinds.lokr((4, 4), None, None, 7.0),
+        "dora": kinds.decomposed(kinds.lora(2, 1.0), "output"),
+        "lora": kinds.lora(3, 1.5),
+    }.items():
+        shelf.put(name, dict.fromkeys(paths, make))
+
+
 K, OUT, IN, N, P = "kinds", "dora-output", "dora-input", "norms", "dora-peft"
 CASES: dict[str, dict[str, Any]] = {
     "kinds": {"blend": (BlendEntry(K, 0.4),)},
@@ -78,6 +92,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two of one axis": {"blend": (BlendEntry(OUT, 0.5), BlendEntry(P, -0.4))},
     "both axes": {"blend": (BlendEntry(OUT, 0.5), BlendEntry(IN, 0.6))},
     "everything": {"blend": tuple(BlendEntry(n, w) for n, w in ((K, 0.2), (OUT, 0.3), (IN, -0.2), (N, 0.5), (P, 0.3)))},
+    "LoKr, DoRA and LoRA": {"blend": (BlendEntry("lokr", 0.05), BlendEntry("dora", 0.5), BlendEntry("lora", 0.1))},
     "text encoder only": {
         "blend": (BlendEntry(K, 0.5, PartWeights(unet=0.0)), BlendEntry(N, 1.0, PartWeights(unet=0.0)))
     },
@@ -123,6 +138,20 @@ def test_every_way_of_being_applied_is_among_them(shelf: Shelf) -> None:
         assert {kind for way, _, kind in operations[K] if way.startswith(operation)} == {"linear", "conv2d"}, operation
     assert {axis for _, axis, _ in operations[IN]} == {"input", "output"}, "axes are not mixed in one adapter"
     assert {way for way, axis, _ in operations[OUT] if axis == "output"} >= {"rows+bias", "kronecker", "hadamard"}
+
+
+def test_the_blend_of_three_is_on_the_same_layers(shelf: Shelf) -> None:
+    """And each of them acts in it."""
+    reports = {name: shelf.reports[name].report.matched for name in ("lokr", "dora", "lora")}
+    assert [{(m.operation, m.axis) for m in matched} for matched in reports.values()] == [
+        {("kronecker", "")}, {("rows", "output")}, {("rows", "")}
+    ]  # fmt: skip
+    assert len({tuple(sorted(m.module for m in matched)) for matched in reports.values()}) == 1
+    assert {m.kind for m in reports["lokr"]} == {"linear", "conv2d"}
+    blend = CASES["LoKr, DoRA and LoRA"]["blend"]
+    fewer = [replace(ASKED, blend=tuple(e for e in blend if e != left)) for left in blend]
+    (whole, *others) = shelf.server.draw([replace(ASKED, blend=blend), *fewer])
+    assert all(distance(whole, other) >= 5 for other in others)
 
 
 def test_a_picture_without_them_launches_none_and_keeps_its_bits(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
