@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_store import InterpretOptions, Layout, ModuleSpec, Published, Store, UploadSpec, known_layout
+from loramux_store import InterpretOptions, Layout, ModuleSpec, Published, Store, UploadSpec
 from loramux_store.formats.operation import operation_of
 from loramux_store.formats.read import RawModule
 from loramux_store.header import TensorEntry
@@ -158,39 +158,6 @@ def test_alpha_of_low_rank_kinds(store: Store, tmp_path: Path) -> None:
     assert same(compiled(store, told)[2][LINEAR], made[LINEAR].delta / 2)
     untold = publish(store, tmp_path, tensors)
     assert (untold.report.matched[0].scale, codes(untold)) == (1.0, ["alpha_assumed"])
-
-
-REAL: dict[str, tuple[kinds.Make, str]] = {
-    "LoKr of factor 8, whole": (kinds.lokr((8, 8), None, None), "kronecker"),
-    "LoKr of factor 16, whole": (kinds.lokr((16, 16), None, None), "kronecker"),
-    "LoKr of factor 8, low-rank": (kinds.lokr((8, 8), None, 4, 1.0), "rows"),
-    "LoHa of dimension 8": (kinds.loha(8, 4.0), "rows"),
-    "LoHa of dimension 32": (kinds.loha(32, 1.0), "hadamard"),
-    "full difference": (kinds.full, "dense+bias"),
-    "LoRA of rank 128": (kinds.lora(128, 64.0), "rows"),
-    "DoRA, outputs": (kinds.decomposed(kinds.lora(16, 8.0), "output"), "rows"),
-    "DoRA, inputs": (kinds.decomposed(kinds.lora(16, 8.0), "input"), "rows"),
-    "DoRA over LoKr": (kinds.decomposed(kinds.lokr((8, 8), None, None), "input"), "kronecker"),
-}
-
-
-def test_what_people_have_at_the_width_of_real_models(store: Store, tmp_path: Path) -> None:
-    """All in one file for SDXL, in fp16."""
-    layout = known_layout("sdxl")
-    block = "unet.down_blocks.1.attentions.0.transformer_blocks.{}.{}"
-    modules = [
-        (at, name) for at in (0, 1) for name in ("attn1.to_q", "attn1.to_k", "attn2.to_q", "attn2.to_k", "attn1.to_v")
-    ]
-    chosen = {block.format(*module): make for module, (make, _) in zip(modules, REAL.values(), strict=True)}
-    made = samples(chosen, layout)
-    tensors = {name: tensor.half() for name, tensor in stored(made).items()}
-    published = publish(store, tmp_path, tensors, layout=None)
-    assert published.report.layout_name == "sdxl"
-    assert [m.operation for m in sorted(published.report.matched, key=lambda m: list(chosen).index(m.module))] == [
-        operation for _, operation in REAL.values()
-    ]
-    _, _, deltas = compiled(store, published)
-    assert all(same(deltas[path], sample.delta) for path, sample in made.items())
 
 
 # -- names ----------------------------------------------------------------------------------------
