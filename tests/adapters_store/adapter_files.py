@@ -42,6 +42,7 @@ __all__ = [
     "sgm_name",
     "toy_layout",
     "write",
+    "write_in_order",
 ]
 
 DTYPES = {
@@ -290,6 +291,20 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """A safetensors file by the reference library."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(whole, path, dict(metadata) if metadata else None)
+    return path
+
+
+def write_in_order(path: Path, tensors: Mapping[str, Tensor], names: Iterable[str]) -> Path:
+    """With keys and bytes in this order: the reference library has one of its own."""
+    header: dict[str, object] = {}
+    data = b""
+    for name in names:
+        raw = safetensors.torch.save({name: tensors[name].contiguous()})
+        size = int.from_bytes(raw[:8], "little")
+        entry, body = json.loads(raw[8 : 8 + size])[name], raw[8 + size :]
+        header[name] = entry | {"data_offsets": [len(data), len(data) + len(body)]}
+        data += body
+    path.write_bytes(raw_container(header, data))
     return path
 
 

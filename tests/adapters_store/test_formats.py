@@ -400,23 +400,12 @@ def _stored(alpha: float, dtype: torch.dtype) -> float:
 
 def test_key_order_makes_no_difference(store: Store, tmp_path: Path) -> None:
     """The container, not the library, decides the order: write it by hand."""
-    import safetensors.torch
-
     tensors = af.kohya_tensors(af.factors(af.TOY_SD1, alpha=2.0))
     reports = []
     for seed in range(3):
         names = list(tensors)
         random.Random(seed).shuffle(names)
-        header, data = {}, b""
-        for name in names:
-            raw = safetensors.torch.save({name: tensors[name]})
-            size = int.from_bytes(raw[:8], "little")
-            entry = json.loads(raw[8 : 8 + size])[name]
-            body = raw[8 + size :]
-            header[name] = entry | {"data_offsets": [len(data), len(data) + len(body)]}
-            data += body
-        path = tmp_path / "shuffled.safetensors"
-        path.write_bytes(af.raw_container(header, data))
+        path = af.write_in_order(tmp_path / "shuffled.safetensors", tensors, names)
         published = store.publish(path, UploadSpec("shuffled"))
         assert published.version is not None
         reports.append((published.report, store.compiled(published.version).read_bytes()))
