@@ -176,7 +176,7 @@ def test_any_adapter(store: Store, adapter: tuple[Layout, dict[str, kinds.Sample
 
 
 @pytest.mark.long
-@cheap(500)
+@cheap(200)
 @given(adapter=adapters(), order=st.integers(0, 99))
 def test_any_adapter_at_length(
     store: Store, adapter: tuple[Layout, dict[str, kinds.Sample], torch.dtype], order: int
