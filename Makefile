@@ -25,7 +25,7 @@ INSTALLED := .venv/installed-$(KEY)
 BENCHMARKS := kernels overhead engine unet store scheduler
 ARGS ?=
 
-.PHONY: help setup demo serve test test-full check format proto bench clean
+.PHONY: help setup demo serve test test-full check format proto bench fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1 \t\2/p' Makefile | expand -t 20
@@ -71,6 +71,10 @@ bench: $(INSTALLED) ## every benchmark -> out/bench/NAME.json
 		echo "bench $$name"; \
 		.venv/bin/loramux bench $$name --json > out/bench/$$name.json; \
 	done
+
+fuzz: $(INSTALLED) ## look for files that break the format readers, 60 s or ARGS=SECONDS -> out/fuzz
+	@$(PIP) --group fuzz
+	@OMP_NUM_THREADS=1 $(PY) tests/adapters_store/fuzz.py $(ARGS)
 
 clean: ## remove what was made here, except .venv and the shelf
 	rm -rf out dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

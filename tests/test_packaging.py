@@ -83,7 +83,8 @@ def test_every_requirement_is_pinned() -> None:
         if re.fullmatch(r"[\w.-]+==[\w.+!-]+", line)
     }
     project = PROJECT["project"]
-    required = [*project["dependencies"], *PROJECT["dependency-groups"]["dev"], "pip"]
+    groups = PROJECT["dependency-groups"]
+    required = [*project["dependencies"], *groups["dev"], *groups["fuzz"], "pip"]
     required += [text for texts in project["optional-dependencies"].values() for text in texts]
     names = {re.split(r"[^\w.-]", text)[0].lower().replace("_", "-") for text in required} - {"loramux"}
     assert names - pins == set()

@@ -50,13 +50,29 @@ __all__ = [
     "WrongOffset",
 ]
 
+_MOST = 1000
+"""Characters of a message."""
+
+
+def _sayable(text: str, most: int = _MOST) -> str:
+    """Short enough to be sent, and Unicode: what is wrong with a file is often told in the file's own words."""
+    said = text[: most + 1].encode(errors="backslashreplace").decode()  # JSON may hold lone surrogates
+    return said if len(said) <= most else said[: most - 3] + "..."
+
+
+def _shown(value: object) -> str:
+    try:
+        return _sayable(repr(value), 200)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return f"a {type(value).__name__}"
+
 
 class StoreError(Exception):
     """Root of the tree."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _sayable(message)
+        super().__init__(self.message)
 
 
 class NotFound(StoreError):
@@ -117,11 +133,8 @@ class InvalidArgument(StoreError):
     """A field of a request is wrong."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
-        shown = repr(value)
-        if len(shown) > 200:
-            shown = shown[:197] + "..."
-        super().__init__(f"{field}: got {shown}, expected {expected}")
-        self.field = field
+        self.field = _sayable(field, 200)
+        super().__init__(f"{self.field}: got {_shown(value)}, expected {expected}")
         self.value = value
         self.expected = expected
 
@@ -139,9 +152,9 @@ class Refused(StoreError):
     """The file is not accepted; `reason` is a word for programs, such as `pickle_not_allowed`."""
 
     def __init__(self, reason: str, message: str, detail: Mapping[str, str] | None = None) -> None:
-        super().__init__(f"{reason}: {message}")
-        self.reason = reason
-        self.detail: dict[str, str] = {k: str(v)[:500] for k, v in (detail or {}).items()}
+        self.reason = _sayable(reason, 100)
+        super().__init__(f"{self.reason}: {message}")
+        self.detail: dict[str, str] = {k: _sayable(str(v), 500) for k, v in (detail or {}).items()}
 
 
 class ChecksumMismatch(Refused):

@@ -39,6 +39,7 @@ __all__ = [
     "peft_tensors",
     "processor_tensors",
     "raw_container",
+    "sealed",
     "sgm_name",
     "toy_layout",
     "write",
@@ -313,3 +314,8 @@ def raw_container(header: object, data: bytes = b"", *, length: int | None = Non
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     claimed = len(text) if length is None else length
     return claimed.to_bytes(8, "little") + text + data
+
+
+def sealed(body: bytes) -> bytes:
+    """A compiled file, of all that comes before its seal."""
+    return body + hashlib.sha256(body).digest()

@@ -7,6 +7,7 @@ module and warnings. An alpha of 0 is taken literally. Knows no factors.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -22,6 +23,7 @@ __all__ = ["OUTLIER", "Scaling"]
 
 OUTLIER = 16.0
 _METADATA_KEY = "lora_adapter_metadata"
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?\Z")
 _FLOAT32_MAX = 3.4028234663852886e38
 
 
@@ -110,7 +112,7 @@ class Scaling:
         if entry := raw.tensors.get("alpha"):
             alpha = peek_scalar(handle, entry, path)
             dim = self.metadata.get("ss_network_dim", "")
-            if math.isfinite(alpha) and dim.replace(".", "", 1).isdigit() and float(dim) != alpha:
+            if math.isfinite(alpha) and _DECIMAL.match(dim) and float(dim) != alpha:
                 self._warn(
                     "lokr_scale_ambiguous",
                     f"{path} has whole sides, alpha {alpha:g} and ss_network_dim {dim[:40]}; its scale is taken as 1",
