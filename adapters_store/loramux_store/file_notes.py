@@ -6,6 +6,7 @@ the places where trigger words stand the first that has any counts. Knows no cat
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
@@ -20,6 +21,9 @@ __all__ = ["notes_of"]
 
 _REPEATED = re.compile(r"\d+_(.+)\Z", re.DOTALL)
 """kohya's folders of pictures: how often each is shown, then what stands in their captions."""
+
+_MOST_TEXTS = 10 * MAX_WORDS
+"""Looked at in one place: metadata may hold half a million."""
 
 
 def notes_of(metadata: Mapping[str, str], embedding: Embedding | None) -> FileNotes:
@@ -37,14 +41,15 @@ def _words(metadata: Mapping[str, str], embedding: Embedding | None) -> tuple[tu
         ("ss_tag_frequency", _commonest),
     )
     for place, read in places:
-        found = dict.fromkeys(word for text in read(metadata.get(place, "")) if (word := _clean(text)))
+        texts = itertools.islice(read(metadata.get(place, "")), _MOST_TEXTS)
+        found = dict.fromkeys(word for text in texts if (word := _clean(text)))
         if found:
             return tuple(found)[:MAX_WORDS], place
     return ((embedding.trigger,), "embedding") if embedding is not None else ((), "")
 
 
 def _folders(text: str) -> Iterable[str]:
-    return [match[1] for folder in _object(text) if (match := _REPEATED.match(folder))]
+    return (match[1] for folder in _object(text) if (match := _REPEATED.match(folder)))
 
 
 def _commonest(text: str) -> Iterable[str]:

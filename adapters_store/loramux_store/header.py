@@ -154,28 +154,42 @@ def _check_names(body: Mapping[str, Any]) -> None:
         if normal in plain:
             raise Refused("duplicate_key", f"{name!r} is given twice, spelled differently", {"key": name})
         plain.add(normal)
+    letters = set[str]().union(*(name for name in body if not name.isascii()))
+    bad = frozenset(letter for letter in letters if _letter_fault(letter))
     for name in body:
-        if why := _name_fault(name):
+        if why := _name_fault(name, bad):
             shown = ascii(name[:100])
             raise Refused("name_illegal", f"tensor name {shown}: {why}", {"key": shown})
 
 
-def _name_fault(name: str) -> str:
+def _letter_fault(letter: str) -> str:
+    category = unicodedata.category(letter)
+    if category[0] == "C":
+        return "has a control or format character"
+    return "has a pictograph or separator" if category in ("So", "Zl", "Zp") else ""
+
+
+def _name_fault(name: str, bad: frozenset[str]) -> str:
+    """bad: letters, of those that are not ASCII, that no name may have."""
     if not name:
         return "empty"
     if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME:
         return f"longer than {MAX_NAME} bytes"
-    if not (name.isascii() and name.isprintable()):
+    if not name.isascii():
         if not unicodedata.is_normalized("NFC", name):
             return "not in Unicode normal form C"
-        if any(unicodedata.category(char)[0] == "C" for char in name):
-            return "has a control or format character"
-        if any(unicodedata.category(char) in ("So", "Zl", "Zp") for char in name):
-            return "has a pictograph or separator"
-    parts = set(name.replace("/", ".").replace("\\", ".").split("."))
-    if "../" in name or "..\\" in name or name[0] in "/\\" or parts & _HOSTILE_PARTS:
-        return "looks like a path or a reserved word"
-    return ""
+        if found := bad.intersection(name):
+            return _letter_fault(min(found))
+    elif not name.isprintable():
+        return "has a control or format character"
+    hostile = "../" in name or "..\\" in name or name[0] in "/\\" or _has_hostile_part(name)
+    return "looks like a path or a reserved word" if hostile else ""
+
+
+def _has_hostile_part(name: str) -> bool:
+    if not any(part in name for part in _HOSTILE_PARTS):
+        return False
+    return not _HOSTILE_PARTS.isdisjoint(name.replace("/", ".").replace("\\", ".").split("."))
 
 
 def _entry(name: str, info: object, start: int) -> TensorEntry:

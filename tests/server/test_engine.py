@@ -84,7 +84,8 @@ def test_a_damaged_blob_fails_the_request_that_needs_it(server: Any) -> None:
     server.app.store.compiled(version).unlink()
     blob = next((server.app.settings.store / "blobs").rglob(version.blob_digest))
     blob.chmod(0o644)
-    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     handle = server.submit(replace(PLAIN, blend=(BlendEntry("attention", 1.0),)))
     with pytest.raises(DataLoss):
         handle.pictures()

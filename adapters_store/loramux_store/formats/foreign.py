@@ -37,7 +37,7 @@ _WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     (
         "vae",
-        re.compile(r"\A(first_stage_model\..+|(encoder|decoder)\..*(conv|norm).*\.(weight|bias))\Z"),
+        re.compile(r"\A(first_stage_model\..+|(encoder|decoder)\.(?=.*(conv|norm)).*\.(weight|bias))\Z"),
     ),
 )
 _NAMED_BY_STEM = ("lllite", "control_lora", "oft")

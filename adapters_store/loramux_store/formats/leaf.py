@@ -6,7 +6,6 @@ form. Leaves contain dots, so the longest known suffix is taken. Knows no layout
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 __all__ = ["Key", "split_key"]
@@ -68,7 +67,7 @@ _INFIXED = {
     "lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B",
     "oft_R", "boft_R", "boft_s", "ia3_l", *(name for name in _ROLES if name.startswith(("hada_", "lokr_"))),
 }  # fmt: skip
-_OLD_ATTENTION = re.compile(r"(?P<stem>.+?)(?:\.processor)?\.to_(?P<proj>q|k|v|out)_lora\.(?P<end>down|up)\.weight\Z")
+_PROJECTIONS = {f"to_{name}_lora": name for name in ("q", "k", "v", "out")}
 
 
 def split_key(name: str) -> Key | None:
@@ -77,11 +76,12 @@ def split_key(name: str) -> Key | None:
 
 
 def _by_suffix(name: str) -> Key | None:
-    parts = name.split(".")
+    parts = name.rsplit(".", 3)
     for count in (3, 2, 1):
         if count >= len(parts):
             continue
-        stem, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])
+        suffix = ".".join(parts[-count:])
+        stem = name[: -len(suffix) - 1]
         if suffix in _ROLES:
             role, family = _ROLES[suffix]
             return Key(name, stem, role, family)
@@ -92,7 +92,7 @@ def _by_suffix(name: str) -> Key | None:
 
 def _infixed(name: str) -> Key | None:
     """PEFT with the adapter's name left in: lora_A.default.weight, lora_embedding_A.default."""
-    parts = name.split(".")
+    parts = name.rsplit(".", 3)
     tail = 3 if parts[-1] in ("weight", "bias") else 2
     if len(parts) <= tail or parts[-tail] not in _INFIXED:
         return None
@@ -104,12 +104,14 @@ def _infixed(name: str) -> Key | None:
 
 def _old_attention(name: str) -> Key | None:
     """Diffusers' attention processors: the projection is part of the leaf."""
-    found = _OLD_ATTENTION.match(name)
-    if not found:
+    stem, *leaf = name.rsplit(".", 3)
+    if len(leaf) != 3 or leaf[0] not in _PROJECTIONS or leaf[1] not in ("down", "up") or leaf[2] != "weight":
         return None
-    stem, projection = found["stem"], found["proj"]
+    stem, projection = stem.removesuffix(".processor"), _PROJECTIONS[leaf[0]]
+    if not stem:
+        return None
     if stem.endswith("self_attn"):  # a text encoder
         module = f"{projection}_proj"
     else:
         module = "to_out.0" if projection == "out" else f"to_{projection}"
-    return Key(name, f"{stem}.{module}", found["end"], "diffusers-processor")
+    return Key(name, f"{stem}.{module}", leaf[1], "diffusers-processor")

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from loramux_store.errors import InvalidArgument, Refused
+from loramux_store.layout import COMPONENTS
 
 __all__ = ["PeftConfig", "parse_config", "parse_metadata"]
 
 _MAX_TEXT = 4 << 20
+_PARTS = frozenset((*COMPONENTS, ""))
 _FIELD = "options.peft_config"
 # Initialisations that also change the base weights: the adapter alone is not what was trained.
 _MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -80,11 +82,13 @@ def parse_config(text: str) -> PeftConfig:
 
 
 def parse_metadata(text: str) -> dict[str, PeftConfig]:
-    """The `lora_adapter_metadata` of a file: one config a component, keys `unet.r` and so on."""
+    """The `lora_adapter_metadata` of a file: one config a component, keys `unet.r` and so on. Other components than a
+    layout has do not count."""
     parts: dict[str, dict[str, Any]] = {}
     for key, value in _load(text).items():
         component, _, name = key.partition(".")
-        parts.setdefault(component, {})[name] = value
+        if component in _PARTS:
+            parts.setdefault(component, {})[name] = value
     return {component: _config(body) for component, body in parts.items()}
 
 

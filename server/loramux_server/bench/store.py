@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from loramux_server.bench import hostile
 from loramux_server.bench.harness import Row, medians, ratio
 from loramux_store.layout import known_layout
 from loramux_store.paging import MAX_PAGE
@@ -33,7 +34,7 @@ def measure(adapters: int = 100_000) -> list[Row]:
     """One file that fits Stable Diffusion 1.5's cross-attention; then a catalog of so many adapters."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        return [_publishing(folder), *measure_listing(folder / "many", adapters)]
+        return [_publishing(folder), *hostile.measure(), *measure_listing(folder / "many", adapters)]
 
 
 def _publishing(folder: Path) -> Row:
