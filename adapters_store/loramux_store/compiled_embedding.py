@@ -17,7 +17,7 @@ from loramux_store.seal import SEAL, is_unbroken, seal_entry
 
 __all__ = ["FORMAT", "header_bytes", "is_current"]
 
-FORMAT = "embedding-2"
+FORMAT = "embedding-3"
 
 
 def header_bytes(embedding: Embedding) -> bytes:

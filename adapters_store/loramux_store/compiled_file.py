@@ -28,7 +28,7 @@ from loramux_store.seal import SEAL, is_unbroken, seal_entry
 
 __all__ = ["FORMAT", "MAX_FILE", "CompiledModule", "header_bytes", "is_current"]
 
-FORMAT = "3"
+FORMAT = "4"
 # Bounds the scan of our own file only: a 4 GiB upload in fp8 becomes 16 GiB of fp32.
 MAX_FILE = 1 << 40
 

@@ -9,7 +9,6 @@ and scales -> compiled file -> blob -> catalog row. A crash leaves the version w
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Generator
 from dataclasses import replace
@@ -51,6 +50,7 @@ from loramux_store.record import (
     VersionSummary,
 )
 from loramux_store.room import Limits, check_room
+from loramux_store.seal import Seal
 from loramux_store.sniff import MAX_FILE
 from loramux_store.upload import Upload, check_spec
 from loramux_store.uploads import Unfinished, Uploads
@@ -223,15 +223,15 @@ class Store:
         return planned(container, spec.options, spec.name, self.layouts(), wanted)
 
     def _write_compiled(self, plan: Plan | EmbeddingPlan, part: Path) -> tuple[str, ...]:
-        disk, digest = self._shelf.disk, hashlib.sha256()
+        disk, seal = self._shelf.disk, Seal()
         with disk.create(part) as handle:
 
             def write(data: memoryview) -> None:
-                digest.update(data)
+                seal.update(data)
                 disk.write(handle, data)
 
             warnings = convert(plan, write)
-            disk.write(handle, digest.digest())
+            disk.write(handle, seal.digest())
             disk.sync(handle)
         return warnings
 

@@ -1,7 +1,6 @@
 """A disk that is full, broken or read-only: the right error, no damage, and all is well afterwards."""
 
 import errno
-import hashlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import adapter_files as af
 import pytest
 import sqlalchemy as sa
+import xxhash
 
 from loramux_store import Store, UploadSpec
 from loramux_store.compiled_file import FORMAT
@@ -145,7 +145,7 @@ def older(whole: bytes) -> bytes:
     """The compiled file as an older release would have written it: another form, and a seal that fits."""
     body = whole[:-SEAL_BYTES].replace(f'"format":"{FORMAT}"'.encode(), f'"format":"{"0" * len(FORMAT)}"'.encode())
     assert body != whole[:-SEAL_BYTES]
-    return body + hashlib.sha256(body).digest()
+    return body + xxhash.xxh3_128(body).digest()
 
 
 def flipped(at: float) -> Callable[[bytes], bytes]:

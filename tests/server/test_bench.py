@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from loramux_server.bench import cli, engine, gpu, kernels, shapes, soak, store, unet
+from loramux_server.bench import cli, engine, gpu, ingest, kernels, shapes, soak, store, unet
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
 from loramux_server.engine.adapter_cache import AdapterCache
@@ -184,6 +184,12 @@ def test_pages_and_start_of_a_filled_catalog_are_timed(tmp_path: Path) -> None:
     """On one much smaller than that which the command measures."""
     rows = store.measure_listing(tmp_path, 600)
     assert [row.bound for row in rows] == ["<=20"] * 4 + ["", "<=2"] and all(row.value > 0 for row in rows)
+
+
+def test_a_large_adapter_is_published_and_loaded(tmp_path: Path) -> None:
+    """One of rank 1 of the same modules."""
+    rows = ingest.measure(tmp_path, 1)
+    assert [row.bound for row in rows] == ["<=2.5", "<=1.5", "", ""] and all(row.value > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ Memory is bounded by the largest module.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import BinaryIO
+from io import BufferedReader
+from math import prod
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
 class _Reader:
     """One module's tensors of the file, and what they are in the compiled file, fp32."""
 
-    def __init__(self, handle: BinaryIO, module: PlannedModule) -> None:
+    def __init__(self, handle: BufferedReader, module: PlannedModule) -> None:
         self._handle = handle
         self._module = module
         self._tensors = module.raw.tensors
@@ -72,11 +73,15 @@ class _Reader:
             if role in self._tensors:
                 parts["m"] = self._read(role)
         rounded = {name: part.float() for name, part in parts.items()}
+        first = next(iter(self._tensors.values()))
         for name, part in rounded.items():
-            _check_finite(part, next(iter(self._tensors.values())), self._module.path, f"the factor {name} made of ")
+            if part is not parts[name]:  # what is read as float32 is finite
+                _check_finite(part, first, self._module.path, f"the factor {name} made of ")
         return rounded
 
     def _lora(self) -> dict[str, Tensor]:
+        if "mid" not in self._tensors and self._module.operation.name == "rows":  # stays as it is: no need of float64
+            return self._rows_or_dense(self._read32("down").flatten(1), self._read32("up").flatten(1))
         down, up = self._read("down").flatten(1), self._read("up").flatten(1)
         if "mid" in self._tensors:
             down = fold_mid(self._read("mid"), down)
@@ -138,14 +143,18 @@ class _Reader:
 
     def _read(self, role: str) -> Tensor:
         """A tensor of the file in float64, all of it finite in float32."""
-        return read_float32(self._handle, self._tensors[role], self._module.path).double()
+        return self._read32(role).double()
+
+    def _read32(self, role: str) -> Tensor:
+        return read_float32(self._handle, self._tensors[role], self._module.path)
 
 
-def read_float32(handle: BinaryIO, entry: TensorEntry, module: str) -> Tensor:
+def read_float32(handle: BufferedReader, entry: TensorEntry, module: str) -> Tensor:
     """A tensor of the file in float32, all of it finite."""
+    stored = torch.empty(prod(entry.shape), dtype=_DTYPES[entry.dtype])
     handle.seek(entry.begin)
-    raw = bytearray(handle.read(entry.end - entry.begin))
-    stored = torch.frombuffer(raw, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
+    handle.readinto(stored.view(torch.uint8).numpy().data)
+    stored = stored.reshape(entry.shape)
     # float8 has no isfinite of its own; float64 may be finite where float32 is not
     value = stored.float()
     _check_finite(value, entry, module)
@@ -158,14 +167,20 @@ def _whole(side: Tensor | tuple[Tensor, Tensor]) -> Tensor:
 
 def _acts(parts: dict[str, Tensor]) -> bool:
     """Whether a module does anything: a product is zero where one factor is; magnitudes always do something."""
-    if "m" in parts or any(parts[name].any() for name in ("bias", "weight", "delta") if name in parts):
+    if "m" in parts or any(_any(parts[name]) for name in ("bias", "weight", "delta") if name in parts):
         return True
     factors = [part for name, part in parts.items() if name not in ("bias", "weight", "delta")]
-    return bool(factors) and all(part.any() for part in factors)
+    return bool(factors) and all(_any(part) for part in factors)
+
+
+def _any(part: Tensor) -> bool:
+    """Whether one number is not zero; mostly one of the first row."""
+    return bool(part[:1].any()) or bool(part.any())
 
 
 def _check_finite(value: Tensor, entry: TensorEntry, module: str, what: str = "") -> None:
-    if not torch.isfinite(value).all():
+    # one pass; a NaN is the least and the greatest of whatever it is among
+    if value.numel() and not all(map(torch.isfinite, torch.aminmax(value))):
         raise Refused(
             "non_finite",
             f"{what}{entry.name!r} of {module} holds NaN, Inf or a value outside float32",

@@ -1,5 +1,5 @@
-"""Publishing a file (checks, conversion, three fsyncs, a catalog row) against hashing its bytes once; a catalog of many
-adapters: a page of it, and opening it."""
+"""Publishing a small file (checks, conversion, three fsyncs, a catalog row) against hashing its bytes once; a large
+one, and loading it; hostile headers; a catalog of many adapters: a page of it, and opening it."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from loramux_server.bench import hostile
+from loramux_server.bench import hostile, ingest
 from loramux_server.bench.harness import Row, medians, ratio
 from loramux_store.layout import known_layout
 from loramux_store.paging import MAX_PAGE
@@ -31,10 +31,15 @@ _MATCHED = tuple(
 
 
 def measure(adapters: int = 100_000) -> list[Row]:
-    """One file that fits Stable Diffusion 1.5's cross-attention; then a catalog of so many adapters."""
+    """Files for Stable Diffusion 1.5's cross-attention and for SDXL, hostile ones; a catalog of so many adapters."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        return [_publishing(folder), *hostile.measure(), *measure_listing(folder / "many", adapters)]
+        return [
+            _publishing(folder),
+            *ingest.measure(folder),
+            *hostile.measure(),
+            *measure_listing(folder / "many", adapters),
+        ]
 
 
 def _publishing(folder: Path) -> Row:

@@ -7,13 +7,14 @@ no queue and no request.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from loramux_kernels import Dense, Hadamard, Kronecker, NormDelta, SideOperation
+from loramux_store.compiled_file import MAX_FILE
 from loramux_store.header import read_container
 
 
@@ -83,12 +84,26 @@ class ModuleFactors:
 
 
 def read_compiled(file: Path) -> dict[str, ModuleFactors]:
-    """By module path, from the whole file at once: `safe_open` keeps two integers for every tensor it ever gave
-    (safetensors 0.8)."""
-    tensors, modules = load(file.read_bytes()), json.loads(read_container(file).metadata["modules"])
+    """By module path. The parts are views of the file's bytes, read once and at once: `safe_open` keeps two integers
+    for every tensor it ever gave, `load` copies each (safetensors 0.8)."""
+    container = read_container(file, MAX_FILE)
+    data = torch.empty(container.size, dtype=torch.uint8)
+    with file.open("rb", buffering=0) as handle:
+        _fill(handle, data)
+    modules = json.loads(container.metadata["modules"])
     parts: dict[str, dict[str, Tensor]] = {path: {} for path in modules}
-    for name, tensor in tensors.items():
+    for name, entry in container.tensors.items():
         path, _, part = name.rpartition(".")
         if path in parts:
-            parts[path][part] = tensor
+            parts[path][part] = data[entry.begin : entry.end].view(torch.float32).view(entry.shape)
     return {path: ModuleFactors(parts[path], float(entry["scale"]), entry["axis"]) for path, entry in modules.items()}
+
+
+def _fill(handle: FileIO, data: Tensor) -> None:
+    """One read takes 2 GiB at most."""
+    left = memoryview(data.numpy().data)
+    while left:
+        count = handle.readinto(left)
+        if not count:
+            raise OSError(f"{handle.name} has become shorter while it was read")
+        left = left[count:]
