@@ -214,13 +214,20 @@ class Catalog:
         with self._reading() as connection:
             return faults(connection)
 
-    def forget(self, before_us: int, *, dry_run: bool) -> tuple[list[str], Listed]:
+    def forget(self, before_us: int, who: str, *, dry_run: bool) -> tuple[list[str], Listed]:
         """Remove the rows of adapters deleted before a time; their names, and what the other rows speak of."""
         with self._writing() as connection, connection.begin_nested() as step:
-            gone, left = forget(connection, before_us), _listed(connection)
+            gone, left, now = forget(connection, before_us), _listed(connection), now_us()
+            for name, size in gone.items():
+                insert_event(connection, now, who, "purge", name, detail=size)
             if dry_run:
                 step.rollback()
-        return gone, left
+        return list(gone), left
+
+    def note(self, who: str, action: str, detail: str) -> None:
+        """Something of no single adapter, for the audit log."""
+        with self._writing() as connection:
+            insert_event(connection, now_us(), who, action, "", detail=detail)
 
     @contextmanager
     def locked(self) -> Generator[Listed]:

@@ -50,11 +50,19 @@ def take_census(connection: sa.Connection) -> list[Counted]:
     return [Counted(*row) for row in connection.execute(query)]
 
 
-def forget(connection: sa.Connection, before_us: int) -> list[str]:
+def forget(connection: sa.Connection, before_us: int) -> dict[str, str]:
     """Remove every row of adapters that were deleted before a time (microseconds since 1970), and those of blobs that
-    no version has then; the adapters' names."""
+    no version has then; the adapters' names, and how much each was, in words."""
     old = adapters.c.delete_us < before_us
-    gone = list(connection.scalars(sa.select(adapters.c.name).where(old).order_by(adapters.c.name)))
+    sizes = (
+        sa.select(adapters.c.name, sa.func.count().label("versions"), sa.func.sum(blobs.c.size_bytes).label("size"))
+        .join(versions, versions.c.adapter_id == adapters.c.id)
+        .join(blobs, blobs.c.digest == versions.c.blob_digest)
+        .where(old)
+        .group_by(adapters.c.name)
+        .order_by(adapters.c.name)
+    )
+    gone = {row.name: f"versions: {row.versions}, bytes: {row.size}" for row in connection.execute(sizes)}
     for table in reversed(adapters.metadata.sorted_tables):  # those that refer to others first
         if "adapter_id" in table.c:
             connection.execute(table.delete().where(table.c.adapter_id.in_(sa.select(adapters.c.id).where(old))))

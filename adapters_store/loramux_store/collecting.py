@@ -18,11 +18,14 @@ from loramux_store.uploads import Uploads
 __all__ = ["collect"]
 
 
-def collect(catalog: Catalog, shelf: Shelf, uploads: Uploads, grace_s: float, *, dry_run: bool) -> Collected:
-    """Remove, or with dry_run tell what would be removed. Raises InvalidArgument for a negative grace."""
+def collect(catalog: Catalog, shelf: Shelf, uploads: Uploads, grace_s: float, who: str, *, dry_run: bool) -> Collected:
+    """Remove, or with dry_run tell what would be removed; who: for the audit log, of a run that removes something.
+
+    Raises InvalidArgument for a negative grace.
+    """
     if not 0 <= grace_s < float("inf"):
         raise InvalidArgument("grace", grace_s, "seconds, 0 or more")
-    adapters, listed = catalog.forget(int((time.time() - grace_s) * 1_000_000), dry_run=dry_run)
+    adapters, listed = catalog.forget(int((time.time() - grace_s) * 1_000_000), who, dry_run=dry_run)
     files = [(f"uploads/{name}", size) for name, size in uploads.idle().items()]
     unlisted = [file for file in shelf.files() if not listed.has(file)]
     if dry_run:
@@ -31,4 +34,7 @@ def collect(catalog: Catalog, shelf: Shelf, uploads: Uploads, grace_s: float, *,
     uploads.expire()
     with catalog.locked() as now:
         files += [(shelf.relative(file.path), shelf.discard(file.path)) for file in unlisted if not now.has(file)]
-    return Collected(tuple(adapters), tuple(files))
+    gone = Collected(tuple(adapters), tuple(files))
+    if adapters or files:
+        catalog.note(who, "gc", f"adapters: {len(adapters)}, files: {len(files)}, bytes: {gone.bytes}")
+    return gone

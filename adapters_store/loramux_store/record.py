@@ -198,7 +198,8 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One change of the shelf. action: upload, update, delete or undelete; detail: what of it, in words."""
+    """One change of the shelf. action: upload, update, delete, undelete, purge, or gc of no adapter; detail: what of
+    it, in words."""
 
     time: datetime
     who: str

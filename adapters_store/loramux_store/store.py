@@ -296,9 +296,9 @@ class Store:
                 gone += [self._shelf.discard(file.path) for file in unlisted if not listed.has(file)]
         return Reclaimed(len(gone), sum(gone))
 
-    def gc(self, grace_s: float, *, dry_run: bool = False) -> Collected:
+    def gc(self, grace_s: float, *, dry_run: bool = False, who: str = LOCAL) -> Collected:
         """Remove adapters deleted longer than grace_s ago, and every file that no row needs then; or only tell."""
-        return collect(self._open_catalog(), self._shelf, self._uploads, grace_s, dry_run=dry_run)
+        return collect(self._open_catalog(), self._shelf, self._uploads, grace_s, who, dry_run=dry_run)
 
     def fsck(self, *, full: bool = False, repair: bool = False) -> tuple[Finding, ...]:
         """Compare rows and files; full: hash them all; repair: mend what can be mended."""

@@ -129,7 +129,8 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """A change of the shelf: upload, update, delete or undelete. version: the one uploaded, else None."""
+    """A change of the shelf: upload, update, delete, undelete, purge, or gc of no adapter. version: the one uploaded,
+    else None."""
 
     time: datetime | None
     who: str

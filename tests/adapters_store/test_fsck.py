@@ -189,11 +189,16 @@ def test_deleted_adapters_go_after_their_grace(store: Store, ink: VersionRecord,
     assert all(path.exists() for path in paths)
     assert store.gc(0, dry_run=True) == told  # a dry run changes nothing
 
-    assert store.gc(0) == told
+    assert store.gc(0, who="ann") == told
+    *purged, freed = store.list_events(3).items[::-1]
+    assert [(e.who, e.action, e.adapter) for e in purged] == [("ann", "purge", "ink"), ("ann", "purge", "moss")]
+    assert purged[1].detail == f"versions: 1, bytes: {moss.size_bytes}"
+    assert (freed.who, freed.action, freed.detail) == ("ann", "gc", f"adapters: 2, files: 2, bytes: {told.bytes}")
     assert not any(path.exists() for path in paths)
     assert store.resolve("shared") == shared and store.compiled(shared) == compiled(root, ink)
     assert blob(root, ink).exists()
     assert store.gc(0).files == ()
+    assert store.list_events(1).items == (freed,)  # a run that frees nothing is not told
     assert codes(store, full=True) == []
     with pytest.raises(NotFound):
         store.resolve("ink")
