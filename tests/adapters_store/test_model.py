@@ -1,5 +1,6 @@
 """The store against a model of it that fits on a page: whatever is done in whatever order, both tell the same."""
 
+import contextlib
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -8,12 +9,13 @@ from typing import Any
 
 import adapter_files as af
 import pytest
+from failing_disk import FailingDisk, PowerCut
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from loramux_store import AdapterChange, InterpretOptions, Store, UploadSpec
-from loramux_store.errors import Changed, InvalidArgument, NotFound
+from loramux_store import AdapterChange, InterpretOptions, Published, Store, Unfinished, UploadSpec
+from loramux_store.errors import Changed, InvalidArgument, NotFound, UploadNotFound, WrongOffset
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 NAMES = st.sampled_from(["a", "b", "a.b"])
@@ -31,8 +33,22 @@ class Model:
     deleted: bool = False
 
 
+@dataclass
+class Going:
+    """An upload on its way."""
+
+    id: str
+    name: str
+    content: tuple[int, float | None]
+    received: int = 0
+
+
+def spec_of(name: str, content: tuple[int, float | None], labels: dict[str, str]) -> UploadSpec:
+    return UploadSpec(name=name, options=InterpretOptions(alpha=content[1]), labels=labels)
+
+
 class Shelf(RuleBasedStateMachine):
-    """Uploads, changes, deletions and restarts."""
+    """Uploads, whole or in parts, changes, deletions, restarts, and machines that stop in between."""
 
     @initialize()
     def begin(self) -> None:
@@ -44,6 +60,8 @@ class Shelf(RuleBasedStateMachine):
         self.model: dict[str, Model] = {}
         self.events: list[tuple[str, str]] = []
         self.digests: dict[tuple[int, float | None], str] = {}
+        self.begun = 0
+        self.going: Going | None = None
         self.store = Store.open(self.folder / "store")
         self.store.register_layout(af.TOY_SD1)
 
@@ -54,16 +72,80 @@ class Shelf(RuleBasedStateMachine):
     @rule(name=NAMES, content=CONTENTS, label=st.sampled_from(["", "x", "y"]))
     def upload(self, name: str, content: tuple[int, float | None], label: str) -> None:
         said = {"l": label} if label else {}
-        spec = UploadSpec(name=name, options=InterpretOptions(alpha=content[1]), labels=said)
-        published = self.store.publish(self.files[content[0]], spec)
+        self.check(self.store.publish(self.files[content[0]], spec_of(name, content, said)), name, content, said)
+
+    @rule(name=NAMES, content=CONTENTS, last=st.booleans())
+    def go_on(self, name: str, content: tuple[int, float | None], last: bool) -> None:
+        """Some bytes of an upload that was begun, or of a new one; last: all that are left."""
+        if self.going is None:
+            self.begun += 1
+            self.going = Going(f"upload-{self.begun}", name, content)
+        data = self.files[self.going.content[0]].read_bytes()
+        spec = spec_of(self.going.name, self.going.content, {})
+        self.refused(WrongOffset, lambda: self.store.begin_upload(spec, self.going.id, self.going.received + 1))
+        with self.store.begin_upload(spec, self.going.id, self.going.received) as upload:
+            assert upload.received == self.going.received
+            part = data[upload.received :] if last else data[upload.received : upload.received + 100]
+            self.going.received = upload.write(part)
+            if not last:
+                upload.leave()
+                return
+            published = upload.commit()
+        again = self.store.find_upload(self.going.id)
+        assert (again.version, again.created) == (published.version, published.created)
+        self.check(published, self.going.name, self.going.content, {})
+        self.going = None
+
+    @rule()
+    def abort(self) -> None:
+        if self.going is None:
+            self.refused(UploadNotFound, lambda: self.store.abort_upload("upload-none"))
+        else:
+            self.store.abort_upload(self.going.id)
+            self.refused(UploadNotFound, lambda upload=self.going.id: self.store.find_upload(upload))
+            self.going = None
+
+    @rule(name=NAMES, content=CONTENTS, after=st.integers(0, 24))
+    def crash(self, name: str, content: tuple[int, float | None], after: int) -> None:
+        """The machine stops somewhere in an upload, or just after it: the upload has been, or has not."""
+        self.store.close()
+        disk, published = FailingDisk(10_000), None
+        store = Store.open(self.folder / "store", disk=disk)
+        disk.left = after
+        with disk.with_commits(), contextlib.suppress(PowerCut):
+            published = store.publish(self.files[content[0]], spec_of(name, content, {}))
+        store.close()
+        self.restart()
+        if published is not None:
+            self.check(published, name, content, {})
+        elif len(self.store.list_events(1000).items) > len(self.events):
+            self.took(name, content, {})
+            self.digests.setdefault(content, self.store.resolve(name).digest)
+
+    @rule()
+    def gc(self) -> None:
+        """At once, what is deleted."""
+        deleted = sorted(name for name, known in self.model.items() if known.deleted)
+        assert list(self.store.gc(0).adapters) == deleted
+        for name in deleted:
+            del self.model[name]
+        self.events += [("purge", name) for name in deleted] + ([("gc", "")] if deleted else [])
+
+    def check(self, published: Published, name: str, content: tuple[int, float | None], said: dict[str, str]) -> None:
+        """The store says of an upload what the model says."""
+        created = self.took(name, content, said)
+        assert (published.created, published.version.number) == (created, len(self.model[name].versions))
+        assert self.digests.setdefault(content, published.version.digest) == published.version.digest
+
+    def took(self, name: str, content: tuple[int, float | None], said: dict[str, str]) -> bool:
+        """An upload has been; whether it made a version."""
         known = self.model.setdefault(name, Model())
         created = not known.versions or known.versions[-1] != content
         if created or known.deleted or (said and said != known.labels):
             self.events.append(("upload", name))
         known.versions += [content] if created else []
         known.labels, known.deleted = said or known.labels, False
-        assert (published.created, published.version.number) == (created, len(known.versions))
-        assert self.digests.setdefault(content, published.version.digest) == published.version.digest
+        return created
 
     @rule(name=NAMES, alias=st.sampled_from(["prod", "next"]), number=st.integers(1, 4), old=st.booleans())
     def point(self, name: str, alias: str, number: int, old: bool) -> None:
@@ -146,6 +228,12 @@ class Shelf(RuleBasedStateMachine):
                 else:
                     assert self.store.resolve(ref).digest == self.digests[content]
             self.refused(NotFound, lambda name=name: self.store.resolve(f"{name}@none"))
+
+    @invariant()
+    def uploads_agree(self) -> None:
+        if self.going is not None:
+            found = self.store.find_upload(self.going.id)
+            assert isinstance(found, Unfinished) and found.received == self.going.received
 
     @invariant()
     def files_agree(self) -> None:
