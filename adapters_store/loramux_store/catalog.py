@@ -209,10 +209,10 @@ class Catalog:
         with self._reading() as connection:
             return take_census(connection)
 
-    def faults(self) -> list[str]:
-        """What is wrong with the file or between its rows."""
+    def faults(self, *, quick: bool = False) -> list[str]:
+        """What is wrong with the file or between its rows; quick: as far as a look at the rows tells."""
         with self._reading() as connection:
-            return faults(connection)
+            return faults(connection, quick=quick)
 
     def forget(self, before_us: int, who: str, *, dry_run: bool) -> tuple[list[str], Listed]:
         """Remove the rows of adapters deleted before a time; their names, and what the other rows speak of."""

@@ -304,6 +304,10 @@ class Store:
         """Compare rows and files; full: hash them all; repair: mend what can be mended."""
         return inspect(self, self._open_catalog(), self._shelf, self._uploads, full=full, repair=repair)
 
+    def catalog_faults(self) -> list[str]:
+        """What a look at the catalog alone finds wrong with it, in words: a second for 100,000 adapters."""
+        return self._open_catalog().faults(quick=True)
+
     def stats(self) -> StoreStats:
         """Counts and sizes."""
         adapters, versions, blobs, size = self._open_catalog().counts()

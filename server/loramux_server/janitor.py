@@ -1,7 +1,7 @@
 """Keeps the store free of what crashes and abandoned uploads leave.
 
-Takes the store; removes leftovers once at the start and then every so often, on a thread of its own, and counts them.
-It knows no requests.
+Takes the store; checks its catalog once at the start, and removes leftovers then and every so often, on a thread of its
+own, and counts both. It knows no requests.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ _log = structlog.stdlib.get_logger(__name__)
 
 async def keep_clean(store: Store, metrics: Metrics, stop: asyncio.Event, period_s: float = PERIOD_S) -> None:
     """Until `stop`. A disk that fails is told in the log, and tried again the next time."""
+    await _check(store, metrics)
     while not stop.is_set():
         try:
             gone = await asyncio.to_thread(store.reclaim)
@@ -30,3 +31,14 @@ async def keep_clean(store: Store, metrics: Metrics, stop: asyncio.Event, period
                 _log.info("reclaimed", files=gone.files, bytes=gone.bytes)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), timeout=period_s)
+
+
+async def _check(store: Store, metrics: Metrics) -> None:
+    """The catalog alone: a server starts and serves meanwhile, and what is damaged may never be asked for."""
+    try:
+        faults = await asyncio.to_thread(store.catalog_faults)
+    except (StoreError, OSError) as error:
+        faults = [str(error)]
+    metrics.catalog_faults.set(len(faults))
+    for fault in faults:
+        _log.error("the catalog is damaged", fault=fault)

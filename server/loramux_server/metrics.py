@@ -87,6 +87,11 @@ class Metrics:
         self.reclaimed_bytes = counter(
             "store_reclaimed_bytes_total", "Bytes of leftovers of crashes and abandoned uploads removed."
         )
+        self.catalog_faults = gauge(
+            "store_catalog_faults",
+            "What the check at the start found wrong with the store's catalog; -1 before its end.",
+        )
+        self.catalog_faults.set(-1)
         self.upload_failures = counter("upload_failures_total", "Uploads refused, by reason.", "reason")
         self.rpcs_started = Counter(
             "grpc_server_started_total", "RPCs started.", ("grpc_service", "grpc_method"), registry=registry

@@ -164,10 +164,11 @@ def test_what_crashes_leave_is_told_and_removed(store: Store, ink: VersionRecord
 
 
 def test_a_row_without_its_layout_is_told(store: Store, ink: VersionRecord, root: Path) -> None:
-    assert codes(store) == []
+    assert codes(store) == [] and store.catalog_faults() == []
     with closing(sqlite3.connect(root / "catalog.sqlite3")) as catalog, catalog:
         catalog.execute("DELETE FROM layouts WHERE digest = ?", (ink.layout_digest,))
     assert codes(store)[0][:3] == ("catalog_damaged", "catalog.sqlite3", True)
+    assert len(store.catalog_faults()) == 1
 
 
 # gc

@@ -420,3 +420,4 @@ async def test_the_janitor_comes_at_the_start_and_again_and_bears_a_broken_disk(
     await janitor
     assert failed.is_set()
     assert door.metrics.registry.get_sample_value("loramux_store_reclaimed_bytes_total") == 5
+    assert door.metrics.registry.get_sample_value("loramux_store_catalog_faults") == 0
