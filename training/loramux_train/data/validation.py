@@ -1,0 +1,26 @@
+"""Which pictures are kept out of training, to measure the loss on.
+
+Takes content hashes; gives some of them. By content, so that all repeats, mirrored uses and copies of a picture are on
+one side.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from loramux_train.data_settings import DataSettings
+
+
+def validation_contents(contents: Iterable[str], settings: DataSettings) -> frozenset[str]:
+    """The share of different contents that the settings ask for, rounded, at least one and never all.
+
+    The order they are taken in depends on the seed and each content alone: pictures added later move few others.
+    """
+    different = sorted(set(contents), key=lambda content: _rank(content, settings.seed))
+    if not settings.validation_share or len(different) < 2:
+        return frozenset()
+    count = min(max(1, round(settings.validation_share * len(different))), len(different) - 1)
+    return frozenset(different[:count])
+
+
+def _rank(content: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{content}".encode()).hexdigest()
