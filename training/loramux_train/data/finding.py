@@ -13,7 +13,7 @@ from loramux_train.data.caption_files import CaptionRules, Captions, captions_be
 from loramux_train.data.elsewhere import say_where_pictures_are
 from loramux_train.data.files import Place, nfc, walk
 from loramux_train.data.notes import Notes
-from loramux_train.data_settings import DataSettings, FolderSettings
+from loramux_train.data_settings import DataSettings, FolderSettings, PriorSettings
 
 MOST_REPEATS_BY_NAME = 1000  # 2024_holiday is a year
 
@@ -43,16 +43,22 @@ def find(settings: DataSettings, notes: Notes) -> list[Source]:
                 notes.tell("warning", "found_twice", text, source.path)
     if settings.prior is None:
         return list(found.values())
-    if settings.prior.count and not settings.prior.folder.exists():
-        text = f"{settings.prior.count} class pictures are drawn into {settings.prior.folder} before the run"
-        notes.tell("info", "prior_drawn", text)
-        return list(found.values())
-    prior = FolderSettings(path=settings.prior.folder, caption=settings.prior.prompt)
-    for source in _in_folder(prior, settings, True, notes):
+    for source in _of_class(settings.prior, settings, notes):
         if found.setdefault(os.path.realpath(source.path), source) is not source:
             text = "pictures that are both trained on and class pictures: keep the folders apart"
             notes.tell("error", "prior_is_trained_on", text, source.path)
     return list(found.values())
+
+
+def _of_class(prior: PriorSettings, settings: DataSettings, notes: Notes) -> list[Source]:
+    """The class pictures there are; that more will be drawn is told."""
+    none = not prior.folder.exists() or not any(prior.folder.iterdir())
+    folder = FolderSettings(path=prior.folder, caption=prior.prompt)
+    sources = [] if none and prior.count else _in_folder(folder, settings, True, notes)
+    if len(sources) < prior.count:
+        text = f"{prior.count - len(sources)} class pictures are drawn into {prior.folder} before the run"
+        notes.tell("info", "prior_drawn", text)
+    return sources
 
 
 def _in_folder(folder: FolderSettings, settings: DataSettings, prior: bool, notes: Notes) -> list[Source]:
@@ -185,8 +191,8 @@ def _refuse_regularisation(root: Path, places: list[Place], notes: Notes) -> Non
         inside = place.folder.relative_to(root).parts
         if place.pictures and any(part.lower() in _REGULARISATION for part in inside):
             text = (
-                "folders called as class pictures are elsewhere, inside a folder to train on: give the folder beside "
-                "them, and these as prior.folder"
+                "class pictures, by the folder's name, inside a folder to train on: name the subject's own folder, and "
+                "this one as prior.folder"
             )
             notes.tell("error", "prior_is_trained_on", text, place.folder)
 

@@ -14,10 +14,12 @@ from loramux_train.data.order import Order, Use
 from loramux_train.data.picture import Picture
 from loramux_train.data.survey import Survey
 
+Epoch = Sequence[Sequence[Use]]
+
 
 @dataclass(frozen=True, slots=True)
 class FolderRow:
-    """One folder with pictures. uses: of all its pictures in an epoch."""
+    """One folder with pictures. uses: of all its pictures in the first epoch."""
 
     folder: str
     kind: Literal["train", "class", "validation"]
@@ -79,7 +81,11 @@ def report(survey: Survey) -> Report:
         folder_captions=sum(picture.source.fallback for picture in own),
         batch_size=survey.settings.batch_size,
         steps_per_epoch=len(first),
-        folders=(*_folders(own, "train"), *_folders(survey.kept_out, "validation"), *_folders(prior, "class")),
+        folders=(
+            *_folders(own, "train", first),
+            *_folders(survey.kept_out, "validation", first),
+            *_folders(prior, "class", first),
+        ),
         buckets=_buckets(survey, first),
         tags=tag_frequency(survey),
         notes=tuple(map(_told, survey.notes)),
@@ -93,15 +99,19 @@ def tag_frequency(survey: Survey) -> dict[str, int]:
     return tag_counts(captions, settings.separator)
 
 
-def _folders(pictures: Sequence[Picture], kind: Literal["train", "class", "validation"]) -> list[FolderRow]:
+def _folders(
+    pictures: Sequence[Picture], kind: Literal["train", "class", "validation"], epoch: Epoch
+) -> list[FolderRow]:
     rows = Counter((picture.source.path.parent, picture.source.repeats) for picture in pictures)
+    of_kind = set(pictures)
+    used = [use.picture for batch in epoch for use in batch if use.picture in of_kind]
+    uses = Counter((picture.source.path.parent, picture.source.repeats) for picture in used)
     return [
-        FolderRow(str(folder), kind, count, repeats, count * repeats if kind == "train" else 0)
-        for (folder, repeats), count in rows.items()
+        FolderRow(str(folder), kind, count, repeats, uses[folder, repeats]) for (folder, repeats), count in rows.items()
     ]
 
 
-def _buckets(survey: Survey, epoch: Sequence[Sequence[Use]]) -> tuple[BucketRow, ...]:
+def _buckets(survey: Survey, epoch: Epoch) -> tuple[BucketRow, ...]:
     pictures = Counter(picture.bucket for picture in survey.pictures)
     uses: Counter[tuple[int, int]] = Counter()
     batches: Counter[tuple[int, int]] = Counter()

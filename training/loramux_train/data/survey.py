@@ -5,6 +5,7 @@ run starts with `require`, which refuses with all reasons at once. Knows no mode
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from loramux_train.data.picture import Picture
 from loramux_train.data.reading import Looks, Unreadable, decoding, look
 from loramux_train.data.validation import validation_contents
 from loramux_train.data_settings import DataSettings
+
+_MOST_THREADS = 8  # each may hold a decoded picture
 
 Progress = Callable[[int, int], None]  # pictures read, pictures in all
 
@@ -37,6 +40,16 @@ class Survey:
     def errors(self) -> tuple[Note, ...]:
         """Why no run may start."""
         return tuple(note for note in self.notes if note.weight == "error")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that batches depend on: a run resumed with another one would not go on where it was."""
+        chosen = self.settings.model_dump(mode="json", exclude={"folders", "prior", "cache", "skip_broken"})
+        pictures = [
+            (p.content, p.mask, p.source.captions, p.source.repeats, p.source.prior, p.bucket) for p in self.pictures
+        ]
+        weight = None if self.settings.prior is None else self.settings.prior.weight
+        return hashlib.sha256(json.dumps([chosen, pictures, weight], sort_keys=True).encode()).hexdigest()
 
     def require(self) -> None:
         """DataError, with every reason, unless a run may start."""
@@ -77,8 +90,8 @@ class _Read:
 
 
 def _read_all(sources: list[Source], progress: Progress) -> Iterable[tuple[Source, _Read]]:
-    """In order, on all cores: Pillow decodes without the interpreter's lock."""
-    with decoding(), ThreadPoolExecutor(os.cpu_count()) as threads:
+    """In order, side by side: Pillow decodes without the interpreter's lock."""
+    with decoding(), ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as threads:
         for done, pair in enumerate(zip(sources, threads.map(_read, sources), strict=True), start=1):
             progress(done, len(sources))
             yield pair

@@ -17,6 +17,9 @@ TILE = 192  # pixels of the longer edge of a picture
 LINES = 4  # of caption
 COLUMNS = 8
 _GAP, _LINE, _FONT = 8, 14, 12
+_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ def trained_sheet(survey: Survey) -> Image.Image:
     batches = Order(survey.pictures, survey.settings).epoch(0)
     uses = {use.picture: use for batch in batches for use in batch if use.repeat == 0}
     shown = [uses[picture] for picture in survey.pictures if picture in uses]
-    font = ImageFont.load_default(_FONT)
+    font = _font()
     tiles = [_tile(use, survey, font) for use in shown[:MOST]]
     columns = min(COLUMNS, len(tiles))
     across, down = TILE + _GAP, TILE + _GAP + _LINE * (LINES + 1)
@@ -46,11 +49,21 @@ def trained_sheet(survey: Survey) -> Image.Image:
     return sheet
 
 
+def _font() -> Font:
+    """A font of the system that has the letters of most languages, or Pillow's own, which has those of English."""
+    for name in _FONTS:
+        try:
+            return ImageFont.truetype(name, _FONT)
+        except OSError:
+            continue
+    return ImageFont.load_default(_FONT)
+
+
 def _head(shown: int, of: int) -> str:
     return f"{shown} of {of} pictures, as the first epoch shows them"
 
 
-def _tile(use: Use, survey: Survey, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> _Tile:
+def _tile(use: Use, survey: Survey, font: Font) -> _Tile:
     settings, picture = survey.settings, use.picture
     cut, mirrored = crop_of_use(use, settings), is_mirrored(use, settings)
     small = _paled(trained(picture, cut, mirrored, settings), settings.unmasked_weight)
@@ -59,7 +72,14 @@ def _tile(use: Use, survey: Survey, font: ImageFont.ImageFont | ImageFont.FreeTy
     about += " class" if picture.source.prior else ""
     about += " mirrored" if mirrored else ""
     caption = caption_at(use, settings) or "(no caption)"
+    about, caption = (_written(text, font) for text in (about, caption))
     return _Tile(small, (wrapped(about, font)[0], *wrapped(caption, font)))
+
+
+def _written(text: str, font: Font) -> str:
+    """The text, with numbers for letters that Pillow's own font draws as boxes."""
+    own = not isinstance(font, ImageFont.FreeTypeFont) or font.getname()[0] == "Aileron"
+    return text.encode("ascii", "backslashreplace").decode() if own else text
 
 
 def _paled(shown: Trained, unmasked: float) -> Image.Image:
@@ -70,13 +90,13 @@ def _paled(shown: Trained, unmasked: float) -> Image.Image:
     return Image.composite(shown.rgb, white, counted)
 
 
-def _cut_short(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _cut_short(line: str, font: Font) -> str:
     while font.getlength(line + "…") > TILE:
         line = line[:-1]
     return line + "…"
 
 
-def wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+def wrapped(text: str, font: Font) -> list[str]:
     """The text in lines as wide as a tile; what the lines do not hold ends in an ellipsis."""
     lines: list[str] = []
     line = ""
