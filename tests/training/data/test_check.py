@@ -1,6 +1,7 @@
 """`loramux train check`: the report, the sheet and the exit status."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,13 @@ def test_the_tags_of_an_adapters_metadata(tmp_path: Path) -> None:
     found = surveyed(tmp_path / "own", prior=prior, trigger="sks")
     assert tag_frequency(found) == {"cat": 2, "sks": 2, "red": 1}
     assert report(found).class_pictures == 1
+
+
+def test_the_document_has_every_message() -> None:
+    root = Path(__file__).parents[3]
+    sources = "\n".join(path.read_text() for path in (root / "training/loramux_train/data").glob("*.py"))
+    told = set(re.findall(r'notes\.tell\(\s*"(\w+)(?:" if \w+ else "\w+)?",\s*"(\w+)"', sources))
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\w+)", (root / "docs/training-data.md").read_text(), re.M)
+    written = {(weight, code) for codes, weight in rows for code in re.findall(r"\w+", codes)}
+    assert {code for _, code in told} == {code for _, code in written}
+    assert written - told == {("error", "broken")}  # told as a warning where broken pictures are skipped
