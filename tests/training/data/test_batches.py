@@ -260,11 +260,15 @@ def test_no_batches_of_a_survey_with_errors(tmp_path: Path) -> None:
 
 
 @chances(deadline=None)
-@given(st.sets(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=2, max_size=40), st.integers(0, 9))
-def test_the_split_is_by_content_never_all_and_stable(contents: set[str], seed: int) -> None:
-    chosen = settings(Path("x"), validation_share=0.2, seed=seed)
+@given(
+    st.sets(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=2, max_size=40),
+    st.integers(0, 9),
+    st.sampled_from([0.01, 0.2, 0.5]),
+)
+def test_the_split_is_by_content_never_all_and_stable(contents: set[str], seed: int, share: float) -> None:
+    chosen = settings(Path("x"), validation_share=share, seed=seed)
     out = validation_contents([*contents, *contents], chosen)
-    assert len(out) == max(1, round(0.2 * len(contents))) < len(contents)
+    assert len(out) == max(1, round(share * len(contents))) < len(contents)
     assert out == validation_contents(sorted(contents), chosen)
     added = validation_contents([*contents, "ffffffff0"], chosen)
     assert len(out - added) <= 1

@@ -143,6 +143,19 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, photos: Path, damage: str
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_random_crops_are_not_kept(tmp_path: Path, photos: Path, on_disk: bool) -> None:
+    found = surveyed(photos, crop="random", buckets=False)
+    vae = _Counted()
+    cache = LatentCache(tmp_path / "cache" if on_disk else None, "vae", vae, found.settings)
+    source = FolderBatches(found, cache, SCALING)
+    first = source.batch(0)
+    assert torch.equal(source.batch(0).latents, first.latents)
+    assert list(source.fill()) == []
+    assert vae.pictures == 2
+    assert not list((tmp_path / "cache").rglob("*"))
+
+
 def test_latents_that_are_not_finite_are_refused(tmp_path: Path, photos: Path) -> None:
     def overflowing(pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = encode(pixels)

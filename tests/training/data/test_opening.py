@@ -58,6 +58,7 @@ def test_texts_are_kept_beside_latents(tmp_path: Path) -> None:
     chosen = settings(tmp_path, cache=str(tmp_path / "cache"))
     open_texts(chosen, "encoder", lambda captions: {"hidden": torch.zeros(len(captions), 2)}).embed(["a"])
     assert len(list((tmp_path / "cache" / "texts").rglob("*.safetensors"))) == 1
+    assert open_texts(chosen.model_copy(update={"shuffle": True}), "encoder", lambda captions: {}).folder is None
 
 
 def test_the_fingerprint_changes_with_what_batches_depend_on_alone(tmp_path: Path) -> None:

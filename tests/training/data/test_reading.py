@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from picture_folders import codes, line, picture, surveyed
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from loramux_train.data import reading
 from loramux_train.data.notes import DataError
@@ -34,6 +34,26 @@ def test_a_turned_picture_is_upright(tmp_path: Path) -> None:
     assert shown.full_size == shown.rgb.size == (20, 40)
     assert shown.rgb.getpixel((10, 5)) == RED
     assert shown.rgb.getpixel((10, 35)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_as_pillow_turns_it(tmp_path: Path, orientation: int) -> None:
+    path = picture(tmp_path / "plain.png", (40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(tmp_path / "a.png", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(_levels(tmp_path / "a.png"), np.asarray(expected))
+    looks = look(tmp_path / "a.png")
+    assert (looks.width, looks.height) == expected.size
+
+
+def test_files_that_would_run_a_program_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "EPS"
+    with pytest.raises(Unreadable, match="of a kind that is not known"):
+        look(tmp_path / "a.png")
 
 
 def test_a_turned_jpeg_keeps_enough_pixels(tmp_path: Path) -> None:

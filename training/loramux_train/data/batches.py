@@ -56,7 +56,12 @@ class FolderBatches:
         )
 
     def fill(self, epoch: int = 0) -> Iterator[int]:
-        """Encode every picture of an epoch's uses, mirrored too if the run mirrors; yields how many are done."""
+        """Encode every picture of an epoch's uses, mirrored too if the run mirrors; yields how many are done.
+
+        Nothing where nothing is kept: with random crops.
+        """
+        if not self._cache.keeps:
+            return
         seen: set[tuple[str, Crop]] = set()
         for use in (use for batch in self.order.epoch(epoch) for use in batch):
             cut = crop_of_use(use, self._settings)

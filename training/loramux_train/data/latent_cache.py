@@ -49,6 +49,8 @@ class LatentCache:
 
     def get(self, picture: Picture, crop: Crop, mirrored: bool) -> Latents:
         """From the cache, or encoded now and kept. Unreadable if the file cannot be read any more."""
+        if not self.keeps:
+            return self._encoded(picture, crop, mirrored)
         key = self._key(picture, crop, mirrored)
         if self.folder is None:
             if key not in self._kept:
@@ -62,6 +64,11 @@ class LatentCache:
         tensors = {"mean": made.mean.to(self._dtype), "std": made.std.to(self._dtype)}
         write_tensors(path, key, tensors if made.mask is None else {**tensors, "mask": made.mask})
         return made
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept: not where every use has another crop, since none would be found again."""
+        return self.settings.crop == "centre"
 
     @property
     def _dtype(self) -> torch.dtype:

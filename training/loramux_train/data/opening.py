@@ -57,5 +57,6 @@ def open_data(
 
 
 def open_texts(settings: DataSettings, encoder_digest: str, encode: EncodeText) -> TextCache:
-    """The cache of frozen text encoders, beside that of latents."""
-    return TextCache(None if settings.cache is None else settings.cache / "texts", encoder_digest, encode)
+    """The cache of frozen text encoders, beside that of latents; in memory if each use has other words."""
+    folder = None if settings.cache is None or settings.shuffle else settings.cache / "texts"
+    return TextCache(folder, encoder_digest, encode)

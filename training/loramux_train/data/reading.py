@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 UNREAD_ENDINGS = frozenset({".heic", ".heif", ".jxl", ".psd", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".exr"})
@@ -20,9 +20,18 @@ UNREAD_ENDINGS = frozenset({".heic", ".heif", ".jxl", ".psd", ".svg", ".cr2", ".
 MOST_PIXELS = 1 << 27  # of a decoded picture: half a gigabyte at 4 bytes, twice that while it is converted
 FEWEST_PIXELS_OF_EDGE = 8  # less is a speck, whatever it is enlarged to
 
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # none that runs programs, as EPS does
 _DRAFTED = ("JPEG", "MPO")  # formats that can be decoded at a half, a quarter or an eighth of their size
-_TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -84,12 +93,11 @@ def read(path: Path, ground: tuple[int, int, int], at_least: tuple[int, int] = (
     at_least: width and height that are wanted of it; a JPEG may come smaller than it is, never smaller than twice that.
     """
     with _opened(path) as image:
-        full = _size_as_shown(image)
+        full, orientation = _size_as_shown(image), _orientation(image)
         wanted = (at_least[0] * 2, at_least[1] * 2)
-        turned = image.getexif().get(_ORIENTATION) in _TURNED
-        _load(image, wanted[::-1] if turned else wanted)
+        _load(image, wanted[::-1] if orientation > 4 else wanted)
         try:
-            upright = ImageOps.exif_transpose(image)
+            upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
             opacity = _opacity(upright)
             rgb = _rgb(upright)
         except (ValueError, OSError, TypeError) as fault:
@@ -107,7 +115,7 @@ def _opened(path: Path) -> Generator[Image.Image]:
         raise Unreadable(f"{ending} cannot be read: convert it to PNG or JPEG")
     with decoding():
         try:
-            image = Image.open(path)
+            image = Image.open(path, formats=_FORMATS)
         except Image.UnidentifiedImageError:
             kind = "an empty file" if path.stat().st_size == 0 else "no picture, or of a kind that is not known"
             raise Unreadable(kind) from None
@@ -147,11 +155,16 @@ def _reason(fault: Exception) -> str:
 
 
 def _size_as_shown(image: Image.Image) -> tuple[int, int]:
+    return (image.height, image.width) if _orientation(image) > 4 else (image.width, image.height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 5 to 8 swap width and height. Asking a PNG for it decodes it."""
     try:
-        turned = image.getexif().get(_ORIENTATION) in _TURNED
+        found = image.getexif().get(_ORIENTATION)
     except Exception as fault:  # as above
         raise Unreadable(_reason(fault)) from None
-    return (image.height, image.width) if turned else (image.width, image.height)
+    return found if found in _UPRIGHT else 1
 
 
 def _opacity(image: Image.Image) -> Image.Image | None:

@@ -18,6 +18,9 @@ EncodeText = Callable[[Sequence[str]], dict[str, Tensor]]
 """n captions to tensors [n, ...] by name, such as hidden states and, of SDXL, the pooled embedding."""
 
 
+_MOST = 1000  # in memory: a quarter of a gigabyte of Stable Diffusion 1's
+
+
 @dataclass(frozen=True, slots=True)
 class TextCache:
     """Embeddings by caption. folder: where; None keeps them in memory. encoder_digest: of all that `encode` uses."""
@@ -55,5 +58,7 @@ class TextCache:
             if path is not None:
                 write_tensors(path, key, found)
         if path is None:
+            while len(self._kept) >= _MOST:
+                del self._kept[next(iter(self._kept))]
             self._kept[key] = found
         return found

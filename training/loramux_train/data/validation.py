@@ -11,15 +11,14 @@ from loramux_train.data_settings import DataSettings
 
 
 def validation_contents(contents: Iterable[str], settings: DataSettings) -> frozenset[str]:
-    """The share of different contents that the settings ask for, rounded, at least one and never all.
+    """The share of different contents that the settings ask for, at most half: rounded, at least one and never all.
 
     The order they are taken in depends on the seed and each content alone: pictures added later move few others.
     """
     different = sorted(set(contents), key=lambda content: _rank(content, settings.seed))
     if not settings.validation_share or len(different) < 2:
         return frozenset()
-    count = min(max(1, round(settings.validation_share * len(different))), len(different) - 1)
-    return frozenset(different[:count])
+    return frozenset(different[: max(1, round(settings.validation_share * len(different)))])
 
 
 def _rank(content: str, seed: int) -> str:
