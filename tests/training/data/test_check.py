@@ -145,7 +145,7 @@ def test_the_tags_of_an_adapters_metadata(tmp_path: Path) -> None:
 def test_the_document_has_every_message() -> None:
     root = Path(__file__).parents[3]
     sources = "\n".join(path.read_text() for path in (root / "training/loramux_train/data").glob("*.py"))
-    told = set(re.findall(r'notes\.tell\(\s*"(\w+)(?:" if \w+ else "\w+)?",\s*"(\w+)"', sources))
+    told = set(re.findall(r'(?:notes\.tell|Note)\(\s*"(\w+)(?:" if \w+ else "\w+)?",\s*"(\w+)"', sources))
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\w+)", (root / "docs/training-data.md").read_text(), re.M)
     written = {(weight, code) for codes, weight in rows for code in re.findall(r"\w+", codes)}
     assert {code for _, code in told} == {code for _, code in written}

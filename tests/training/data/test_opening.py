@@ -55,7 +55,7 @@ def test_nothing_is_drawn_for_a_run_that_is_refused(tmp_path: Path) -> None:
 def test_class_pictures_that_nobody_draws(tmp_path: Path) -> None:
     picture(tmp_path / "own" / "a.png", caption="sks cat")
     (tmp_path / "class").mkdir()
-    with pytest.raises(DataError, match="nothing here draws them"):
+    with pytest.raises(DataError, match="class pictures are missing: draw them before"):
         open_data(settings(tmp_path / "own", prior=_prior(tmp_path)), VAE)
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as chances
+from hypothesis import strategies as st
 from picture_folders import codes, line, picture, surveyed
 from PIL import Image, ImageCms, ImageOps
 
@@ -187,6 +190,56 @@ def test_pillows_own_limit_is_put_back(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", caption="x")
     surveyed(tmp_path)
     assert before == Image.MAX_IMAGE_PIXELS is not None
+
+
+def _saved(ending: str) -> bytes:
+    whole = io.BytesIO()
+    noise = np.random.default_rng(1).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save(whole, format=ending, **({"exif": exif} if ending in ("JPEG", "PNG", "WEBP") else {}))
+    return whole.getvalue()
+
+
+WHOLE = {ending: _saved(ending) for ending in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")}
+
+
+@chances(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(sorted(WHOLE)),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    st.floats(0.3, 1),
+)
+def test_damage_anywhere_gives_a_picture_or_a_reason(
+    tmp_path_factory: pytest.TempPathFactory, ending: str, damage: list[tuple[float, int]], kept: float
+) -> None:
+    data = bytearray(WHOLE[ending])
+    for place, value in damage:
+        data[int(place * len(data))] = value
+    path = tmp_path_factory.getbasetemp() / f"damaged.{ending.lower()}"
+    path.write_bytes(data[: int(len(data) * kept)])
+    try:
+        looks = look(path)
+        shown = read(path, WHITE)
+    except Unreadable as unreadable:
+        assert str(unreadable)
+    else:
+        assert shown.rgb.mode == "RGB"
+        assert shown.full_size == (looks.width, looks.height)
+
+
+def test_a_damaged_second_page_is_a_reason(tmp_path: Path) -> None:
+    pages = [Image.new("L", (24, 24), level) for level in (10, 20)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert look(tmp_path / "a.tif").frames == 2
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    width = struct.pack("<HHI", 256, 4, 1)  # the tag of a page's width, a number of four bytes
+    second = data.rindex(width)
+    assert second != data.index(width)
+    data[second] ^= 0xFF  # no tag that is known
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(Unreadable, match="damaged: "):
+        look(tmp_path / "a.tif")
 
 
 def _truncated_jpeg() -> bytes:

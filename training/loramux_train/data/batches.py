@@ -15,6 +15,7 @@ from loramux_train.batch import Batch, Sizes
 from loramux_train.data.buckets import Crop, crop
 from loramux_train.data.captions import caption_of_use, caption_to_measure
 from loramux_train.data.latent_cache import LatentCache, Latents
+from loramux_train.data.notes import DataError, Note
 from loramux_train.data.order import CROP, NOISE, USE, Order, Use, generator, of_content
 from loramux_train.data.picture import Picture
 from loramux_train.data.survey import Survey
@@ -30,10 +31,13 @@ class Scaling:
 
 
 class FolderBatches:
-    """Batches for training. DataError if the survey has errors."""
+    """Batches for training. DataError if the survey has errors, or if class pictures are still to be drawn."""
 
     def __init__(self, survey: Survey, cache: LatentCache, scaling: Scaling) -> None:
         survey.require()
+        if survey.lacks_class_pictures:
+            text = "class pictures are missing: draw them before the run, or set prior.count to 0"
+            raise DataError((Note("error", "prior_missing", text),))
         self._settings = survey.settings
         self._cache = cache
         self._scaling = scaling

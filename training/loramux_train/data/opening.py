@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from loramux_train.data.batches import FolderBatches, Scaling, ValidationBatches
 from loramux_train.data.captions import CountTokens
 from loramux_train.data.latent_cache import Encode, LatentCache
-from loramux_train.data.notes import DataError, Note
 from loramux_train.data.prior import Draw, draw_missing
 from loramux_train.data.survey import Progress, Survey, survey
 from loramux_train.data.text_cache import EncodeText, TextCache
@@ -44,11 +43,7 @@ def open_data(
     """Survey, draw what class pictures are missing, and open the batches. DataError with every reason not to start."""
     found = survey(settings, count_tokens, progress)
     found.require()
-    if any(note.code == "prior_drawn" for note in found.notes):
-        if draw is None:
-            raise DataError(
-                (Note("error", "prior_missing", "class pictures are missing, and nothing here draws them"),)
-            )
+    if found.lacks_class_pictures and draw is not None:
         draw_missing(settings, draw)
         found = survey(settings, count_tokens, progress)
     folder = None if settings.cache is None else settings.cache / "latents"

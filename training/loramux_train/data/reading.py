@@ -82,7 +82,7 @@ def look(path: Path) -> Looks:
         width, height = _size_as_shown(image)
         if min(width, height) < FEWEST_PIXELS_OF_EDGE:
             raise Unreadable(f"{width}x{height} px, expected at least {FEWEST_PIXELS_OF_EDGE} px on each side")
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        frames = _frames(image)
         _load(image, (1, 1))
     return Looks(width, height, frames)
 
@@ -145,6 +145,14 @@ def _refuse_too_large(image: Image.Image) -> None:
             f"{image.width}x{image.height} px, {image.width * image.height / 1e6:.0f} million pixels, more than the "
             f"{MOST_PIXELS / 1e6:.0f} million that are decoded: make it smaller"
         )
+
+
+def _frames(image: Image.Image) -> int:
+    """Frames of an animation, pages of a document; what a phone adds to its JPEG is neither."""
+    try:
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except Exception as fault:  # as above: it looks for the next frame until there is none
+        raise Unreadable(_reason(fault)) from None
 
 
 def _reason(fault: Exception) -> str:

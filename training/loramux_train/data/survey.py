@@ -42,6 +42,12 @@ class Survey:
         return tuple(note for note in self.notes if note.weight == "error")
 
     @property
+    def lacks_class_pictures(self) -> bool:
+        """Whether there are fewer than the settings ask for."""
+        wanted = 0 if self.settings.prior is None else self.settings.prior.count
+        return sum(picture.source.prior for picture in self.pictures) < wanted
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of all that batches depend on: a run resumed with another one would not go on where it was."""
         chosen = self.settings.model_dump(mode="json", exclude={"folders", "prior", "cache", "skip_broken"})
