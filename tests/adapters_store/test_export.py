@@ -138,11 +138,12 @@ def test_diffusers_and_peft_load_the_same_deltas(store: Store, tmp_path: Path, f
         pipeline.load_lora_weights(str(tmp_path / "out"), weight_name="x.safetensors", adapter_name="a")
     same({path: delta.double() for path, delta in peer_deltas(pipeline).items()}, ours, PEER)
     loaded = {
-        f"lora_unet_{name.replace('.', '_')}.dora_scale": next(iter(module.lora_magnitude_vector.values())).weight
-        for name, module in pipeline.unet.named_modules()
+        f"{stem}_{name.replace('.', '_')}.dora_scale": next(iter(module.lora_magnitude_vector.values())).weight
+        for stem, model in (("lora_unet", pipeline.unet), ("lora_te_text_model", pipeline.text_encoder))
+        for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight") and len(module.lora_magnitude_vector)
     }
-    assert loaded.keys() == {name for name in magnitudes if "_unet_" in name}
+    assert loaded.keys() == magnitudes.keys()
     assert all(torch.equal(found.flatten(), magnitudes[name].flatten()) for name, found in loaded.items())
 
 

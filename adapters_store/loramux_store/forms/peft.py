@@ -19,6 +19,9 @@ from loramux_store.forms.factors import Factors, conv_rows
 __all__ = ["diffusers_file", "peft_folders"]
 
 _PREFIX = "base_model.model."
+_MAGNITUDE = "lora_magnitude_vector"
+# diffusers 0.42.1 loads text encoders through transformers, which passes over magnitudes that lack it; PEFT over others
+_IN_TEXT_ENCODERS = ".weight"
 
 
 def diffusers_file(modules: Iterable[Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -26,7 +29,12 @@ def diffusers_file(modules: Iterable[Factors]) -> tuple[dict[str, Tensor], dict[
     tensors: dict[str, Tensor] = {}
     body: dict[str, Any] = {}
     for component, members in _by_component("diffusers", modules).items():
-        tensors |= {f"{m.path}.{leaf}": tensor for m in members for leaf, tensor in _leaves(m).items()}
+        ending = "" if component == "unet" else _IN_TEXT_ENCODERS
+        for member in members:
+            leaves = _leaves(member)
+            if "m" in member.parts:
+                leaves[_MAGNITUDE + ending] = leaves.pop(_MAGNITUDE)
+            tensors |= {f"{member.path}.{leaf}": tensor for leaf, tensor in leaves.items()}
         config = _config("diffusers", component, members)
         body |= {f"{component}.{field}": value for field, value in config.items()}
     return tensors, {"lora_adapter_metadata": json.dumps(body, sort_keys=True)}
@@ -69,7 +77,7 @@ def _leaves(module: Factors) -> dict[str, Tensor]:
     leaves = {"lora_A.weight": conv_rows(module.parts["a"], module.spec), "lora_B.weight": b.reshape(*b.shape, *ones)}
     if "m" in module.parts:
         m = module.parts["m"]
-        leaves["lora_magnitude_vector"] = m.reshape(1, -1, *ones) if ones else m
+        leaves[_MAGNITUDE] = m.reshape(1, -1, *ones) if ones else m
     return leaves
 
 
