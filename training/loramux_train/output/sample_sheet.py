@@ -96,7 +96,7 @@ class _Grid:
     @property
     def top(self) -> int:
         """Room for three lines of a label."""
-        return 4 * self.text
+        return 5 * self.text
 
     def size(self, rows: int) -> tuple[int, int]:
         return self.left + self.columns * (self.width + _GAP), self.top + rows * (self.height + _GAP)
