@@ -13,19 +13,27 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from tiny_pipeline import layout_of as layout_of_pipeline
 from tiny_pipeline import peer_deltas, tiny_pipeline
 from torch import Tensor
-from trained_factors import PROGRESS, deltas, facts, trained
+from trained_factors import PROGRESS, delta, deltas, facts, trained
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from loramux_store import InterpretOptions, Layout, Store, UploadSpec, known_layout
 from loramux_store.forms.factors import Factors, read_factors
 from loramux_store.layout import ModuleSpec
 from loramux_train.output.adapter_file import FORMS, Form, Planned, Saved, check_form, save_adapter
+from loramux_train.output.base_layout import canonical_path, layout_of
 from loramux_train.output.errors import NothingLearnt, Unsayable
 from loramux_train.output.trained import TrainedModule, balanced
 
@@ -136,6 +144,81 @@ def test_diffusers_reads_kohyas_form(tmp_path: Path, pipeline: StableDiffusionPi
     same(peer_deltas(pipeline), deltas(modules), PEER)
 
 
+def small_sdxl() -> StableDiffusionXLPipeline:
+    """As deep as SDXL where names are made from depth."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 3),
+        layers_per_block=2,
+        cross_attention_dim=40,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    texts = [
+        CLIPTextConfig(
+            vocab_size=100, hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            projection_dim=16, bos_token_id=1, eos_token_id=2,
+        )
+        for width in (16, 24)
+    ]  # fmt: skip
+    encoders = CLIPTextModel(texts[0]), CLIPTextModelWithProjection(texts[1])
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    return StableDiffusionXLPipeline(vae, *encoders, None, None, unet, DDIMScheduler(), add_watermarker=False)
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_diffusers_reads_sdxl(tmp_path: Path, form: Form) -> None:
+    pipeline = small_sdxl()
+    parts = {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")}
+    layout = layout_of(parts, "small")
+    text = ("fc1", "q_proj") if form == "diffusers" else ("fc1",)
+    modules = trained(layout, chosen(layout, (*ATTENTION, "proj_in", "ff.net.2", *text)), rank=2, alpha=3.0)
+    assert {module.part for module in modules} == set(parts)
+    base = replace(facts().base, family="sdxl")
+    file = save(modules, layout, form, tmp_path / "a.safetensors", base=base).path
+    pipeline.load_lora_weights(str(tmp_path), weight_name=file.name, adapter_name="a")
+    theirs = {
+        canonical_path(part, name): module.get_delta_weight("a").detach()
+        for part, model in parts.items()
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    same(theirs, deltas(modules), PEER)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lycoris_reads_kohyas_form(tmp_path: Path, pipeline: StableDiffusionPipeline, kind: str) -> None:
+    """The whole change, magnitudes worked in, by the layers of LyCORIS."""
+    from lycoris.modules import get_module, make_module
+
+    layout, (ends, said) = layout_of_pipeline(pipeline), KINDS[kind]
+    modules = trained(layout, chosen(layout, ends), **said)
+    file = safetensors.torch.load_file(save(modules, layout, "kohya", tmp_path / "a.safetensors").path)
+    stems = {name.partition(".")[0] for name in file}
+    for module in modules:
+        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[module.part]
+        stem = prefix + module.path.replace(".", "_")
+        stems.remove(stem)
+        layer = getattr(pipeline, module.part).get_submodule(module.path)
+        theirs = make_module(*get_module(file, stem), stem, layer).get_merged_weight(1.0)[0]
+        before = layer.weight.detach().double()
+        after = before + delta(module)
+        if module.magnitude is not None:
+            lengths = after.flatten(1).norm(dim=1)
+            after *= (module.magnitude.double() / lengths).view(-1, *(1,) * (after.dim() - 1))
+        assert (after - before).norm() > 0.01 * before.norm()
+        assert (theirs.detach().double() - after).norm() < PEER * after.norm(), stem
+    assert not stems
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_reads_its_form(tmp_path: Path, pipeline: StableDiffusionPipeline, kind: str) -> None:
     """Once as a whole model, once put into a model that has fresh factors."""
@@ -234,6 +317,11 @@ def test_what_a_form_cannot_say_is_said_before_training(tmp_path: Path, pipeline
         with pytest.raises(Unsayable, match=r"use_dora is for all; kohya's form can") as refused:
             check_form(form, mixed, layout)
         assert two in str(refused.value)
+    text = [Planned(path, 4) for path in chosen(layout, ("fc1", "fc2"))]
+    check_form("kohya", text, layout)
+    check_form("diffusers", [*text, Planned(chosen(layout, ("v_proj",))[0], 4)], layout)
+    with pytest.raises(Unsayable, match=r"cannot read text_encoder.*train those too, or save as kohya or peft"):
+        check_form("diffusers", text, layout)
     with pytest.raises(Unsayable, match="has no such module"):
         check_form("kohya", [Planned("unet.nowhere", 4)], layout)
     some = [*trained(layout, [one], dora=True), *trained(layout, [two])]

@@ -33,6 +33,7 @@ __all__ = ["FORMS", "PRECISIONS", "Form", "Planned", "Precision", "Saved", "chec
 
 Precision = Literal["fp16", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_TEXT_ATTENTION = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -111,12 +112,24 @@ def _contents(modules: list[Factors], layout: Layout, form: Form) -> dict[str, _
         if form == "kohya":
             return {"": _Content(kohya_tensors(modules, layout), {})}
         if form == "diffusers":
+            _check_text_encoders(modules)
             return {"": _Content(*diffusers_file(modules))}
         folders = peft_folders(modules)
     except Inexpressible as error:
         hint = "" if "kohya's form can" in error.message or form == "kohya" else "; kohya's form can say it"
         raise Unsayable(f"{error.message}{hint}") from None
     return {f"{part}/adapter_model.safetensors": _Content(t, {}, config) for part, (t, config) in folders.items()}
+
+
+def _check_text_encoders(modules: list[Factors]) -> None:
+    """diffusers 0.42.1 knows what form a text encoder's factors have by those of its attention alone."""
+    for part in {module.path.partition(".")[0] for module in modules} - {"unet"}:
+        paths = [module.path for module in modules if module.path.startswith(f"{part}.")]
+        if not any(path.endswith(_TEXT_ATTENTION) for path in paths):
+            raise Unsayable(
+                f"diffusers cannot read {paths[0]}: it loads factors of {part} only where some of its attention's are "
+                "among them; train those too, or save as kohya or peft"
+            )
 
 
 def _empty(module: Planned, layout: Layout) -> Factors:
