@@ -1,10 +1,13 @@
 """What a file says of itself is what people's tools and our store read of it."""
 
+import base64
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from trained_factors import PROGRESS, facts, trained
 
@@ -13,6 +16,7 @@ from loramux_store.file_notes import notes_of
 from loramux_store.layout import KNOWN_NAMES, Layout, ModuleSpec
 from loramux_store.verdict import judge
 from loramux_train.output.adapter_file import save_adapter
+from loramux_train.output.data_uri import data_uri
 from loramux_train.output.facts import About, DataFacts, PictureFolder, RunFacts
 from loramux_train.output.metadata import metadata_of
 
@@ -61,6 +65,15 @@ def test_metadata_settles_what_shapes_leave_open(tmp_path: Path) -> None:
         file = save_adapter(trained(layout, [TO_Q]), layout, run, PROGRESS, "kohya", "fp16", tmp_path / family).path
         verdict = judge(file, InterpretOptions(), [known_layout(name) for name in KNOWN_NAMES])
         assert verdict.family == family and word in " ".join(verdict.evidence)
+
+
+def test_a_thumbnail_is_a_picture_as_text() -> None:
+    picture = Image.new("RGB", (300, 600), "red")
+    found = said(facts(about=About("a", thumbnail=data_uri(picture, 256))))["modelspec.thumbnail"]
+    head, _, body = found.partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(body))) as image:
+        assert (head, image.format, image.size) == ("data:image/jpeg;base64", "JPEG", (128, 256))
+    assert "modelspec.thumbnail" not in said(facts())
 
 
 def test_values_are_those_that_kohyas_scripts_write() -> None:

@@ -14,7 +14,8 @@ __all__ = ["About", "BaseFacts", "DataFacts", "NetworkFacts", "OptimiserFacts", 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What people read. name: of the file and on the shelf; trigger: the words that bring it out in a prompt."""
+    """What people read. name: of the file and on the shelf; trigger: the words that bring it out in a prompt;
+    thumbnail: a small picture as a data URI."""
 
     name: str
     title: str = ""
@@ -24,6 +25,7 @@ class About:
     trigger: str = ""
     usage_hint: str = ""
     tags: tuple[str, ...] = ()
+    thumbnail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

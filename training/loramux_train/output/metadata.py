@@ -61,6 +61,7 @@ def _modelspec(facts: RunFacts, progress: Progress, form: str) -> dict[str, str]
         "trigger_phrase": about.trigger,
         "usage_hint": about.usage_hint,
         "tags": ", ".join(about.tags),
+        "thumbnail": about.thumbnail,
     }
 
 

@@ -4,9 +4,7 @@ Takes what the run knows at its end; gives report.html and report.json. All text
 and escaped. Knows no loop and no models.
 """
 
-import base64
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from PIL import Image
 
 from loramux_train.output.atomic import write_whole
 from loramux_train.output.chart import HEIGHT, WIDTH, Chart, chart, smoothed
+from loramux_train.output.data_uri import data_uri
 from loramux_train.output.facts import Progress, RunFacts
 from loramux_train.output.norms import GroupNorm
 from loramux_train.output.run_log import RunLog, Series
@@ -26,7 +25,6 @@ from loramux_train.output.warnings import SamplePair, warnings_of
 
 __all__ = ["RunReport", "write_report"]
 
-_SMALL = 128  # pixels: smaller pictures stay exact, larger ones become JPEG
 _LARGEST = 512  # pixels of a picture in the report
 _BLUE, _RED, _GREY, _GREEN = "#1f5fa8", "#b3362b", "#9a9a9a", "#2d7d46"
 
@@ -83,8 +81,10 @@ def _html(report: RunReport) -> str:
         width=WIDTH,
         height=HEIGHT,
         largest=largest,
-        pairs=[(pair, _source(pair.without), _source(pair.with_adapter)) for pair in report.pairs],
-        sheet=_source(report.sheet, None) if report.sheet is not None else "",
+        pairs=[
+            (pair, data_uri(pair.without, _LARGEST), data_uri(pair.with_adapter, _LARGEST)) for pair in report.pairs
+        ],
+        sheet=data_uri(report.sheet, None) if report.sheet is not None else "",
         folders=report.facts.data.folders,
     )
 
@@ -145,17 +145,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _source(image: Image.Image, largest: int | None = _LARGEST) -> str:
-    """As a data URI."""
-    shown = image.convert("RGB")
-    if largest is not None:
-        shown.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-    kind = "PNG" if max(shown.size) <= _SMALL else "JPEG"
-    file = io.BytesIO()
-    shown.save(file, kind, quality=88)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _json(report: RunReport) -> dict[str, Any]:
