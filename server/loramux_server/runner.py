@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from loramux_server.engine.adapter_cache import Lease
+from loramux_server.engine.device_tier import Lease
 from loramux_server.engine.engine import Engine, StepResult
 from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.errors import Draining, PictureFailed

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_kernels.pool import RowAllocator
-from loramux_server.engine import adapter_cache
-from loramux_server.engine.adapter_cache import HITS_PAST, LOADS_PAST, AdapterCache, Lease
+from loramux_server.engine import adapter_cache, device_tier
+from loramux_server.engine.adapter_cache import AdapterCache
+from loramux_server.engine.device_tier import Lease
+from loramux_server.engine.waiting_line import HITS_PAST, LOADS_PAST
 from loramux_server.errors import PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_store.record import Embedding
@@ -136,7 +138,7 @@ def test_nothing_is_read_for_a_blend_that_does_not_fit_yet(pool: Pool, monkeypat
 def test_embeddings_have_a_bound_of_their_own(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither is put out for the other, and one that is in use is not put out at all."""
     read: list[str] = []
-    monkeypatch.setattr(adapter_cache, "VECTOR_BYTES", 2 * 96)
+    monkeypatch.setattr(device_tier, "VECTOR_BYTES", 2 * 96)
     monkeypatch.setattr(pool.cache, "_compiled", lambda version: Path(version.digest))
     monkeypatch.setattr(
         adapter_cache, "_read_vectors", lambda file, _: read.append(str(file)) or {"text_encoder": torch.ones(3, 8)}
@@ -157,13 +159,13 @@ def test_embeddings_have_a_bound_of_their_own(pool: Pool, monkeypatch: pytest.Mo
     pool.ask(other=16)
     assert pool.ask_for([embedding("three")]).done() and len(read) == 3, "no vectors were put out for rows"
     pool.cache.evict_unused()
-    assert pool.cache._vector_bytes == 96 and set(pool.cache._resident) == {"other", "three"}
+    assert pool.cache.device.vector_bytes == 96 and set(pool.cache.device.residents) == {"other", "three"}
 
 
 def test_an_embedding_that_cannot_be_read_leaves_nothing(pool: Pool) -> None:
     failing = pool.ask_for([embedding("one")])
     assert isinstance(failing.exception(0), PictureFailed)
-    assert pool.cache._vector_bytes == 0 and not pool.cache._resident
+    assert pool.cache.device.vector_bytes == 0 and not pool.cache.device.residents
 
 
 @settings(deadline=None, max_examples=30)
@@ -196,4 +198,4 @@ def test_every_job_gets_its_turn(data: st.DataObject) -> None:
                     released.add(index)
         pool.cache.close()
         assert all(job.done() for job in jobs), "somebody waits for ever"
-        assert not pool.cache._line and all(r.users == 0 for r in pool.cache._resident.values())
+        assert not pool.cache._line and all(r.users == 0 for r in pool.cache.device.residents.values())

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from loramux_server.bench import cli, engine, gpu, ingest, kernels, shapes, soak, store, unet
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
-from loramux_server.engine.adapter_cache import AdapterCache
+from loramux_server.engine.device_tier import DeviceTier
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_short_soak_finds_nothing() -> None:
 
 def test_a_soak_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are never given back, and a picture that is another's."""
-    monkeypatch.setattr(AdapterCache, "_give_back", lambda *_: None)
+    monkeypatch.setattr(DeviceTier, "give_back", lambda *_: None)
     numbers = itertools.count()
     monkeypatch.setattr(soak, "_picture", lambda _: np.full((2, 2, 3), next(numbers) % 200))
     monkeypatch.setattr(soak, "_ROOM", 10.0)

@@ -163,7 +163,7 @@ def test_without_guidance_there_is_no_negative_row_to_load_adapters_for(server: 
     (got,), (want,) = (server.draw([request]) for request in (asked, replace(asked, negative_blend=None)))
     assert np.array_equal(got, want)
     digests = {server.app.store.resolve(name).digest: name for name in (A, C)}
-    assert [digests[digest] for digest in server.app.engine.adapters._resident] == [A]
+    assert [digests[digest] for digest in server.app.engine.adapters.device.residents] == [A]
 
 
 @pytest.mark.parametrize(

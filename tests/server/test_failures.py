@@ -44,8 +44,8 @@ def test_cancelling_while_the_adapter_loads(server: Any, wait_for: Any, monkeypa
     wait_for(lambda: server.app.metrics.registry.get_sample_value("loramux_requests_in_flight") == 0)
     opened.set()
     assert server.draw([BLENDED])
-    users = [resident.users for resident in server.app.engine.adapters._resident.values()]
-    wait_for(lambda: [r.users for r in server.app.engine.adapters._resident.values()] == [0] * len(users))
+    users = [resident.users for resident in server.app.engine.adapters.device.residents.values()]
+    wait_for(lambda: [r.users for r in server.app.engine.adapters.device.residents.values()] == [0] * len(users))
 
 
 def test_a_failed_load_gives_its_rows_back(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

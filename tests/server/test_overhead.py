@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loramux_kernels.pool import RowAllocator
 from loramux_server.bench.operations import operations
-from loramux_server.engine import adapter_cache
+from loramux_server.engine import adapter_cache, device_tier, waiting_line
 from loramux_server.engine.adapter_cache import AdapterCache
 from loramux_server.engine.blends import EVERYWHERE, Added
 from loramux_server.engine.load_base import load_base
@@ -71,6 +71,9 @@ def _ticks(server: Any, job: Any) -> Any:
     return seen
 
 
+FILES = {module.__file__ for module in (adapter_cache, device_tier, waiting_line)}
+
+
 class Crowd:
     """A cache with so many residents of one row each, and room for no more."""
 
@@ -87,7 +90,7 @@ class Crowd:
 
         def counted(frame: FrameType, event: str, _: object) -> Any:
             nonlocal count
-            if frame.f_code.co_filename != adapter_cache.__file__:
+            if frame.f_code.co_filename not in FILES:
                 return None
             count += event == "line"
             return counted
@@ -137,7 +140,7 @@ def test_what_loading_into_a_full_pool_costs_does_not_grow_with_the_residents(
         monkeypatch.setattr(cache, "_wake", lambda: None)  # this thread does the loader's work
         future = cache.request([version(999)])
         counts.append(crowd.lines(cache._serve))
-        assert future.done() and future.result().rows["999"] and len(cache._idle) == 1
+        assert future.done() and future.result().rows["999"] and len(cache.device.idle) == 1
         cache.close()
     assert 20 < counts[0] == counts[1]
 
@@ -146,13 +149,13 @@ def test_the_spare_rows_are_those_of_the_residents_without_users(crowds: list[Cr
     """Also after leases of several jobs on one adapter, and after some were put out."""
     cache = crowds[0].cache
     leases = [cache.request([version(n), version(3)]).result(0) for n in (1, 2, 3)]
-    assert cache._spare["g"] == len(cache._idle) == 7
+    assert cache.device.spare["g"] == len(cache.device.idle) == 7
     cache.release(leases[0])
-    assert "3" not in cache._idle and cache._spare["g"] == 8
+    assert "3" not in cache.device.idle and cache.device.spare["g"] == 8
     for lease in leases[1:]:
         cache.release(lease)
-    assert list(cache._idle)[-3:] == ["1", "2", "3"] and cache._spare["g"] == 10
+    assert list(cache.device.idle)[-3:] == ["1", "2", "3"] and cache.device.spare["g"] == 10
     cache.evict_unused()
-    assert cache._spare["g"] == 0 and not cache._idle and not cache._resident
+    assert cache.device.spare["g"] == 0 and not cache.device.idle and not cache.device.residents
     for crowd in crowds:
         crowd.cache.close()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_server.bench.scheduling import fair_shares, load, simulate
-from loramux_server.engine.adapter_cache import HITS_PAST, LOADS_PAST
 from loramux_server.engine.row_budget import MOST_ROWS
+from loramux_server.engine.waiting_line import HITS_PAST, LOADS_PAST
 from loramux_server.errors import Busy, TooLate
 from loramux_server.fairness import HELD_BACK, Accounts, Claim, fill, shares
 from loramux_server.requests import ImageKey, Priority

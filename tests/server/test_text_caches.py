@@ -384,10 +384,10 @@ def test_another_adapter_in_the_same_rows_is_never_taken_for_the_first(server_wi
         _, blend = placed(server, request)
         rows.append(set(blend.adapters[0][1]["unet.attention"]))
         adapters = server.app.engine.adapters
-        for resident in adapters._resident.values():
+        for resident in adapters.device.residents.values():
             if resident.users:
                 resident.users = 1
-                adapters._let_go(resident)
+                adapters.device.let_go(resident.digest)
     assert rows[1] < rows[0] == rows[2], "the rows were not used again"
     assert kept[2] is kept[0] and kept[1] is not kept[0] and differ(kept[0], kept[1])
     assert torch.equal(texts[0], texts[2]) and not torch.allclose(texts[0], texts[1], atol=1e-3)

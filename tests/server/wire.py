@@ -117,7 +117,7 @@ class Watched(WireServer):
 
     def nothing_is_left(self) -> bool:
         engine, scheduler = self.app.engine, self.app.runner._scheduler
-        residents = engine.adapters._resident.values()
+        residents = engine.adapters.device.residents.values()
         rows = {
             name: group.rows.free + sum(len(each.rows.get(name, ())) for each in residents)
             for name, group in engine.groups.items()

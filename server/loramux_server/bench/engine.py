@@ -18,7 +18,7 @@ from loramux_server.app import BUILTIN_FOLDER, DETERMINISTIC_ROWS, App
 from loramux_server.bench import harness
 from loramux_server.bench.harness import Row, ratio
 from loramux_server.bench.peer import Peer
-from loramux_server.engine.adapter_cache import Lease
+from loramux_server.engine.device_tier import Lease
 from loramux_server.engine.pictures import decode
 from loramux_server.requests import BlendEntry, Done, Event, Failed, GenerationRequest, ImageKey, Job
 from loramux_server.runner import Runner

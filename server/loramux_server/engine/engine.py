@@ -19,11 +19,12 @@ from torch import Tensor
 from loramux_kernels import MAX_ROW_RANK, Entries, Impl, Tables
 from loramux_server import parameters
 from loramux_server.engine import image_latents, pictures
-from loramux_server.engine.adapter_cache import AdapterCache, Lease
+from loramux_server.engine.adapter_cache import AdapterCache
 from loramux_server.engine.blends import EVERYWHERE, NOTHING, PlacedBlend, RowEntries
 from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
 from loramux_server.engine.device_memory import RAN_OUT, fitting
+from loramux_server.engine.device_tier import Lease
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.engine.layer_group import LayerGroup

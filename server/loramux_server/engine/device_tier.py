@@ -1,0 +1,204 @@
+"""Which adapters are on the device, who uses them, and what they take there.
+
+Takes versions and what was loaded of them; gives leases, numbers and room. It loads nothing and waits for nobody, and
+knows no job. Not for several threads at once.
+"""
+
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from loramux_kernels import G_CLASSES, PoolFull
+from loramux_server.engine.blends import Rows, Vectors
+from loramux_server.engine.layer_group import LayerGroup
+from loramux_server.engine.rooms import INPUTS, OUTPUTS, Room
+from loramux_server.errors import Incompatible
+from loramux_server.metrics import Metrics
+from loramux_store.record import MatchedModule, VersionRecord
+
+VECTOR_BYTES = 64 << 20
+"""For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit."""
+
+_VECTORS = "vectors"  # beside the names of rooms
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Adapters kept on the device for one job: numbers, vectors, by digest. Given back with `AdapterCache.release`."""
+
+    rows: Mapping[str, Rows]
+    vectors: Mapping[str, Vectors]
+
+
+@dataclass(slots=True)
+class Resident:
+    """What one version has on the device: an embedding vectors, others numbers."""
+
+    digest: str
+    rows: Rows
+    vectors: Vectors
+    users: int
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of its vectors, fp32."""
+        return sum(each.nbytes for each in self.vectors.values())
+
+
+class DeviceTier:
+    """Versions on the device; those in use are never put out, of the others the one first that was left longest ago. No
+    call looks at all of them: what a blend costs does not grow with their number.
+
+    Rows and vectors have a bound each: an adapter is put out only for one that needs what it holds.
+
+    max_rank: of a batch row in a layer group.
+    """
+
+    def __init__(self, groups: Mapping[str, LayerGroup], metrics: Metrics, max_rank: int) -> None:
+        self.residents: dict[str, Resident] = {}
+        self.idle: OrderedDict[str, Resident] = OrderedDict()  # without users, in the order in which they were left
+        self.spare = Counter[str]()  # sizes of the idle ones
+        self.vector_bytes = 0
+        self.group_of = {path: group.name for group in groups.values() for path in group.paths}
+        self._groups = groups
+        self._metrics = metrics
+        self._max_rank = max_rank
+
+    def check(self, blends: Sequence[Sequence[VersionRecord]]) -> None:
+        """Refuses what one job asks for where it can never fit.
+
+        Raises:
+            Incompatible: where a blend's total rank in a layer group is above the largest of a row, or what all its
+                blends' adapters take together is more than there is.
+        """
+        needs = {version.digest: self.needs(version) for blend in blends for version in blend}
+        for name, room in self._rooms.items():
+            asked = [sum(needs[version.digest].get(name, 0) for version in blend) for blend in blends]
+            together = sum(need.get(name, 0) for need in needs.values())
+            for count, most, what in (
+                (max(asked), min(self._most(name), room.capacity), "the blend has"),
+                (together, room.capacity, "blend and negative_blend have"),
+            ):
+                if count > most:
+                    counted = f"total rank {count} in {name}" if name in self._groups else f"{count} {name}"
+                    raise Incompatible("BLEND_TOO_LARGE", f"{what} {counted}, at most {most} fits")
+
+    def needs(self, version: VersionRecord) -> dict[str, int]:
+        """What a version takes of each room."""
+        by_group: dict[str, list[MatchedModule]] = {}
+        for module in version.report.matched:
+            by_group.setdefault(self.group_of[module.module], []).append(module)
+        total: Counter[str] = Counter()
+        for name, modules in by_group.items():
+            total.update(self._groups[name].needs(modules))
+        return dict(total)
+
+    def has(self, versions: Iterable[VersionRecord]) -> bool:
+        """Whether all of these are there."""
+        return all(version.digest in self.residents for version in versions)
+
+    def fits(self, versions: Sequence[VersionRecord], needs: Mapping[str, Mapping[str, int]]) -> bool:
+        """Whether these find room beside those in use. needs: of each, by digest."""
+        missing = [needs[digest] for digest in needs if digest not in self.residents]
+        vectors = {v.digest: vector_bytes(v) for v in versions if v.digest not in self.residents}
+        kept = Counter[str]()
+        for digest in [digest for digest in needs if digest in self.idle]:
+            kept.update(_sizes(self.idle[digest]))
+        in_use = self.vector_bytes - self.spare[_VECTORS] + kept[_VECTORS]
+        return sum(vectors.values()) + in_use <= VECTOR_BYTES and all(
+            sum(each.get(name, 0) for each in missing) + kept[name] <= room.free + self.spare[name]
+            for name, room in self._rooms.items()
+        )
+
+    def lease(self, versions: Sequence[VersionRecord]) -> Lease:
+        """One user more of each, all of which are there."""
+        granted: dict[str, Resident] = {}
+        for version in versions:
+            if version.digest not in granted:
+                granted[version.digest] = self.take_up(version.digest)
+        return Lease(
+            {digest: resident.rows for digest, resident in granted.items() if not resident.vectors},
+            {digest: resident.vectors for digest, resident in granted.items() if resident.vectors},
+        )
+
+    def take_up(self, digest: str) -> Resident:
+        """One user more of what is there."""
+        resident = self.residents[digest]
+        if self.idle.pop(digest, None) is not None:
+            self.spare.subtract(_sizes(resident))
+        resident.users += 1
+        return resident
+
+    def let_go(self, digest: str) -> None:
+        """One user less."""
+        resident = self.residents[digest]
+        resident.users -= 1
+        if resident.users == 0:
+            self.idle[digest] = resident
+            self.spare.update(_sizes(resident))
+
+    def take(self, version: VersionRecord) -> dict[str, Sequence[int]]:
+        """Numbers in every room and room for vectors, evicting unused versions until they fit; all or none.
+
+        Raises:
+            PoolFull: where that is not enough.
+        """
+        needs, rooms, size = self.needs(version), self._rooms, vector_bytes(version)
+        while any(rooms[name].free < count for name, count in needs.items()):
+            self._evict(lambda resident: bool(resident.rows))
+        while self.vector_bytes + size > VECTOR_BYTES:
+            self._evict(lambda resident: bool(resident.vectors))
+        self.vector_bytes += size
+        return {name: rooms[name].take(count) for name, count in needs.items()}
+
+    def give_back(self, rows: Rows, vector_bytes: int) -> None:
+        """What `take` gave."""
+        rooms = self._rooms
+        for name, numbers in rows.items():
+            rooms[name].give_back(numbers)
+        self.vector_bytes -= vector_bytes
+
+    def add(self, version: VersionRecord, rows: Rows, vectors: Vectors) -> Resident:
+        """A version that was written under what `take` gave, with one user."""
+        resident = self.residents[version.digest] = Resident(version.digest, rows, vectors, users=1)
+        self._metrics.resident.labels("device").set(len(self.residents))
+        return resident
+
+    def evict_unused(self) -> None:
+        """Puts out every adapter that nobody uses."""
+        with suppress(PoolFull):
+            while True:
+                self._evict(lambda _: True)
+
+    @property
+    def _rooms(self) -> Mapping[str, Room]:
+        return {name: room for group in self._groups.values() for name, room in group.rooms.items()}
+
+    def _most(self, room: str) -> int:
+        """What one batch row can use at once."""
+        if room.endswith((OUTPUTS, INPUTS)):
+            return G_CLASSES[-1]
+        return self._max_rank if room in self._groups else sys.maxsize
+
+    def _evict(self, holding: Callable[[Resident], bool]) -> None:
+        """Puts out the one of these that was left longest ago."""
+        resident = next((resident for resident in self.idle.values() if holding(resident)), None)
+        if resident is None:
+            raise PoolFull(1, 0)
+        del self.residents[resident.digest], self.idle[resident.digest]
+        self.spare.subtract(_sizes(resident))
+        self.give_back(resident.rows, resident.vector_bytes)
+        self._metrics.cache_evictions.labels("device").inc()
+
+
+def vector_bytes(version: VersionRecord) -> int:
+    """Of an embedding's vectors in fp32; 0 of others."""
+    embedding = version.embedding
+    return 0 if embedding is None else 4 * embedding.vectors * sum(embedding.widths.values())
+
+
+def _sizes(resident: Resident) -> dict[str, int]:
+    """Its numbers by room, and the bytes of its vectors."""
+    return {_VECTORS: resident.vector_bytes} | {name: len(rows) for name, rows in resident.rows.items()}
