@@ -30,7 +30,9 @@ from loramux_server.access import read_access
 from loramux_server.adapter_service import AdapterService
 from loramux_server.admission import Admission, BaseFacts
 from loramux_server.engine import row_budget, sampling
+from loramux_server.engine.compiled_reader import CompiledReader
 from loramux_server.engine.engine import Engine, Fixed, Observer
+from loramux_server.engine.host_tier import HostTier
 from loramux_server.engine.load_base import find_base, load_base
 from loramux_server.engine.pipeline import Base, Distilled, Family
 from loramux_server.errors import BadSetting
@@ -104,7 +106,7 @@ class App:
         )
         self.engine = Engine(
             base,
-            self.store.compiled,
+            HostTier(CompiledReader(self.store.compiled, self.metrics), settings.host_cache_bytes, self.metrics),
             self.metrics,
             version=self.version,
             pool_bytes=settings.pool_bytes,

@@ -3,6 +3,7 @@
     LoraMuxError
     ├── InvalidRequest      fields outside their range, every one of them named
     ├── Incompatible        an adapter that does not fit the base, or a blend that can never fit the pool
+    ├── PinTooLarge         pins would leave too little room for requests
     ├── Busy                the queue is full
     ├── TooLate             it could not be done before its deadline
     ├── OverLimit           a caller has used up what its token allows for now
@@ -73,6 +74,19 @@ class Forbidden(LoraMuxError):
     def __init__(self, caller: str, scope: str, method: str) -> None:
         super().__init__(f"{method} needs the scope {scope}, which the token of {caller} does not have")
         self.scope = scope
+
+
+class PinTooLarge(LoraMuxError):
+    """Pins would take more than their share of a tier. needed: by this one, in words; held: by the others; most: by
+    all together."""
+
+    def __init__(self, reference: str, needed: str, held: int, most: int) -> None:
+        super().__init__(
+            f"adapter: {reference} has {needed}, and other pins hold {held}; expected at most {most} together, so that "
+            "requests find room"
+        )
+        self.held = held
+        self.most = most
 
 
 class Busy(LoraMuxError):

@@ -169,6 +169,8 @@ def _describe(error: Exception) -> _Details:
             return code.INVALID_ARGUMENT, "INVALID_FIELD", {}, [_bad_request(error.violations)]
         case errors.Incompatible():
             return code.FAILED_PRECONDITION, error.reason, {}, []
+        case errors.PinTooLarge():
+            return code.RESOURCE_EXHAUSTED, "PINS_FULL", {"held": str(error.held), "most": str(error.most)}, []
         case errors.Busy():
             return code.RESOURCE_EXHAUSTED, "QUEUE_FULL", {}, [_retry(error.retry_after)]
         case errors.OverLimit():

@@ -58,15 +58,24 @@ class Metrics:
             _COUNTS,
         )
         self.distinct_blends_max = gauge("distinct_blends_per_forward_max", "The most since the start.")
-        self.cache_hits = counter("adapter_cache_hits_total", "Adapters found in the tier.", "tier")
+        self.cache_hits = counter("adapter_cache_hits_total", "Adapters of a request found in the tier.", "tier")
         self.cache_misses = counter("adapter_cache_misses_total", "Adapters not found in the tier.", "tier")
-        self.cache_evictions = counter("adapter_cache_evictions_total", "Adapters put out of the tier.", "tier")
+        self.cache_evictions = counter(
+            "adapter_cache_evictions_total", "Adapters put out of the tier, by why.", "tier", "reason"
+        )
+        self.cache_budget = gauge("adapter_cache_budget_bytes", "Bytes that the tier may take.", "tier")
         self.resident = gauge("adapters_resident", "Adapters in the tier.", "tier")
+        self.resident_bytes = gauge("adapter_resident_bytes", "Bytes of the adapters in the tier.", "tier")
         self.text_cache_hits = counter("text_cache_hits_total", "Texts found in the cache.", "cache")
         self.text_cache_misses = counter("text_cache_misses_total", "Texts that had to be computed.", "cache")
         self.text_cache_evictions = counter("text_cache_evictions_total", "Texts put out of the cache.", "cache")
         self.text_cache_bytes = gauge("text_cache_bytes", "Bytes in the cache.", "cache")
-        self.load_seconds = histogram("adapter_load_seconds", "From the store into the pool.", _LOAD_SECONDS)
+        self.load_seconds = histogram(
+            "adapter_load_seconds",
+            "Stages of an adapter's way to the device: read and checked, made canonical factors, copied into the pool.",
+            _LOAD_SECONDS,
+            "stage",
+        )
         self.rejected = counter("rejected_total", "Requests refused at the door, by ErrorInfo reason.", "reason")
         self.upload_seconds = histogram(
             "upload_seconds", "Calls that send an adapter file, from their first message to their end.", _SECONDS

@@ -92,6 +92,11 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(default=256, ge=1, description="Most pictures waiting or running.")
     max_side: int = Field(default=1024, ge=64, description="Largest width and height, in pixels.")
+    host_cache_bytes: int = Field(
+        default=2 << 30,
+        ge=0,
+        description="Bytes of host memory for adapters on their way to the device, and to come back from.",
+    )
     pool_bytes: int = Field(default=2 << 30, ge=1 << 20, description="Bytes of device memory for rank rows.")
     side_bytes: int = Field(
         default=2 << 30,

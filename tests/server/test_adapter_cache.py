@@ -2,66 +2,24 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import Pool, embedding, quickly, version
 
-from loramux_kernels.pool import RowAllocator
-from loramux_server.engine import adapter_cache, device_tier
-from loramux_server.engine.adapter_cache import AdapterCache
+from loramux_server.engine import device_tier
+from loramux_server.engine.compiled_reader import HostAdapter
 from loramux_server.engine.device_tier import Lease
 from loramux_server.engine.waiting_line import HITS_PAST, LOADS_PAST
-from loramux_server.errors import PictureFailed
-from loramux_server.metrics import Metrics
-from loramux_store.record import Embedding
-
-
-def embedding(name: str) -> Any:
-    """Of 3 vectors of width 8: 96 bytes."""
-    found = Embedding(name, 3, {"text_encoder": 8})
-    return SimpleNamespace(digest=name, adapter=name, number=1, report=SimpleNamespace(matched=[]), embedding=found)
-
-
-def version(name: str, rank: int) -> Any:
-    report = SimpleNamespace(matched=[SimpleNamespace(module="p", rank=rank)])
-    return SimpleNamespace(digest=name, adapter=name, number=1, report=report, embedding=None)
-
-
-class Pool:
-    """A cache over one layer group of so many rows, whose loader is quick."""
-
-    def __init__(self, rows: int) -> None:
-        group = SimpleNamespace(name="g", rooms={"g": RowAllocator(rows + 1)}, paths=["p"], write=lambda *_: None)
-        group.needs = lambda modules: {"g": max(module.rank for module in modules)}
-        self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics(), 512, torch.device("cpu"))
-
-    def ask(self, **ranks: int) -> "Future[Lease]":
-        return self.ask_for(version(name, rank) for name, rank in ranks.items())
-
-    def ask_for(self, versions: Iterable[Any]) -> "Future[Lease]":
-        future = self.cache.request(list(versions))
-        self.settle()
-        return future
-
-    def settle(self) -> None:
-        """Waits until the loader has nothing to do."""
-        self.cache._loader.submit(int).result(20)
-
-    def release(self, future: "Future[Lease]") -> None:
-        self.cache.release(future.result(0))
-        self.settle()
+from loramux_server.errors import Incompatible, PictureFailed, PinTooLarge
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr(adapter_cache, "_read", lambda _: {})
+def pool() -> Iterator[Pool]:
     made = Pool(rows=16)
     yield made
     made.cache.close()
@@ -110,92 +68,171 @@ def test_what_is_there_goes_on_while_others_must_wait_behind_the_first(pool: Poo
     assert behind.done() and kept.done(), "the place of one that went away keeps nobody waiting"
 
 
-def test_one_that_is_still_being_read_is_passed_by_any_number(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_still_being_read_is_passed_by_any_number(pool: Pool) -> None:
+    """Also by those that must be read themselves."""
     pool.ask(there=4)
     opened = threading.Event()
 
-    def slowly(_: Path) -> adapter_cache.Factors:
-        assert opened.wait(20)
-        return {}
+    def slowly(version: Any) -> HostAdapter:
+        assert version.adapter != "slow" or opened.wait(20)
+        return quickly(version)
 
-    monkeypatch.setattr(adapter_cache, "_read", slowly)
+    pool.host.read = slowly
     slow = pool.cache.request([version("slow", 4)])
     assert all(pool.cache.request([version("there", 4)]).done() for _ in range(2 * HITS_PAST))
+    for number in range(2 * LOADS_PAST):
+        other = pool.cache.request([version(f"other-{number}", 4)])
+        pool.cache.release(other.result(20))
+    assert not slow.done()
     opened.set()
     slow.result(20)
 
 
-def test_nothing_is_read_for_a_blend_that_does_not_fit_yet(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_for_room_is_read_but_not_written(pool: Pool) -> None:
     running = pool.ask(a=4)
-    read: list[Path] = []
-    monkeypatch.setattr(adapter_cache, "_read", lambda file: read.append(file) or {})
     large = pool.ask(b=4, c=12)
-    assert not large.done() and read == []
+    assert not large.done() and pool.host.has("b") and pool.host.has("c") and len(pool.written) == 1
+    pool.host.read = lambda _: pytest.fail("it was read ahead")
     pool.release(running)
-    assert large.done() and len(read) == 2
+    assert large.done() and len(pool.written) == 3
+
+
+def test_reading_ahead_stops_where_the_host_is_full() -> None:
+    """Two of the five fit; the others are read when it is their turn, and all are served, one after another."""
+    pool = Pool(rows=4, host_bytes=800)
+    running = pool.ask(running=4)
+    jobs = [pool.ask(**{name: 4}) for name in "abcde"]
+    assert [pool.host.has(name) for name in "abcde"] == [True, True, False, False, False]
+    while jobs:
+        pool.release(running)
+        (running,) = [job for job in jobs if job.done()]
+        jobs.remove(running)
+    assert pool.count("adapter_cache_misses_total", tier="host") == 6
+    pool.cache.close()
+
+
+def test_a_job_that_is_cancelled_lets_go_of_what_it_had_read_ahead(pool: Pool) -> None:
+    pool.ask(running=16)
+    waiting = pool.ask(a=4)
+    entry = pool.host._entries["a"]
+    assert entry.users == 1 and pool.host._entries["running"].users == 0
+    assert waiting.cancel()
+    assert entry.users == 0 and pool.host.has("a")
+
+
+def test_every_tier_counts_what_it_has_and_puts_out(pool: Pool) -> None:
+    for name in ("a", "b", "a"):
+        pool.release(pool.ask(**{name: 16}))
+    assert pool.count("adapter_cache_misses_total", tier="device") == 3
+    assert pool.count("adapter_cache_misses_total", tier="host") == 2
+    assert pool.count("adapter_cache_hits_total", tier="host") == 1
+    assert pool.count("adapter_cache_evictions_total", tier="device", reason="room") == 2
+    assert pool.count("adapters_resident", tier="device") == 1 and pool.count("adapters_resident", tier="host") == 2
+    assert pool.count("adapter_resident_bytes", tier="device") == 16 * 50
+    assert pool.count("adapter_resident_bytes", tier="host") == 2 * 16 * 100
+    assert pool.count("adapter_load_seconds_count", stage="copy") == 3
+    pool.release(pool.ask(a=16))
+    assert pool.count("adapter_cache_hits_total", tier="device") == 1
+    pool.cache.drop(["a", "b"])
+    for tier in ("device", "host"):
+        assert pool.count("adapters_resident", tier=tier) == pool.count("adapter_resident_bytes", tier=tier) == 0
+        assert pool.count("adapter_cache_evictions_total", tier=tier, reason="deleted") >= 1
+
+
+def test_what_cannot_be_written_fails_its_job_and_leaves_nothing(pool: Pool) -> None:
+    pool.group.write = lambda *_: 1 / 0
+    failing = pool.ask(a=4)
+    assert isinstance(failing.exception(0), PictureFailed) and "ZeroDivisionError" in str(failing.exception(0))
+    assert pool.group.rooms["g"].free == 16 and pool.host._entries["a"].users == 0
+
+
+def test_a_fault_beside_the_loading_is_heard_too(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool.cache.device, "fits", lambda *_: 1 / 0)
+    assert isinstance(pool.ask(a=4).exception(20), PictureFailed)
+    assert not len(pool.cache._line)
+
+
+def test_pins_leave_half_of_the_pool(pool: Pool) -> None:
+    pool.cache.pin(version("one", 6))
+    with pytest.raises(PinTooLarge, match=r"two@1 has total rank 3 in g, and other pins hold 6; expected at most 8"):
+        pool.cache.pin(version("two", 3))
+    pool.cache.pin(version("two", 2))
+    with pytest.raises(Incompatible, match="total rank 9 in g, at most 8 fits beside what is pinned"):
+        pool.cache.check([[version("large", 9)]])
+    pool.cache.check([[version("one", 6), version("two", 2), version("small", 8)]])
+    pool.cache.unpin("one")
+    pool.cache.check([[version("large", 9)]])
+
+
+def test_who_waits_for_more_than_pins_leave_hears_so(pool: Pool) -> None:
+    running = pool.ask(a=4)
+    hopeless, waiting = pool.ask(large=16), pool.ask(b=10)
+    pool.cache.pin(version("one", 4))
+    assert isinstance(hopeless.exception(0), Incompatible)
+    pool.release(running)
+    assert waiting.done() and waiting.exception() is None
 
 
 def test_embeddings_have_a_bound_of_their_own(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither is put out for the other, and one that is in use is not put out at all."""
-    read: list[str] = []
     monkeypatch.setattr(device_tier, "VECTOR_BYTES", 2 * 96)
-    monkeypatch.setattr(pool.cache, "_compiled", lambda version: Path(version.digest))
-    monkeypatch.setattr(
-        adapter_cache, "_read_vectors", lambda file, _: read.append(str(file)) or {"text_encoder": torch.ones(3, 8)}
-    )
     rows = pool.ask(lora=16)
     one, two = pool.ask_for([embedding("one")]), pool.ask_for([embedding("two")])
     assert list(one.result(0).vectors) == ["one"] and one.result(0).rows == {}
     waiting = pool.ask_for([embedding("three"), version("lora", 16)])
-    assert not waiting.done() and read == ["one", "two"]
+    assert not waiting.done()
     pool.release(two)
-    assert waiting.done() and read == ["one", "two", "three"]
+    assert waiting.done() and not pool.cache.has("two")
     assert list(waiting.result(0).rows) == ["lora"] and list(waiting.result(0).vectors) == ["three"]
     for lease in (rows, one, waiting):
         pool.release(lease)
+    copied = pool.count("adapter_load_seconds_count", stage="copy")
     again = pool.ask_for([embedding("three"), embedding("one")])
-    assert again.done() and read == ["one", "two", "three"]
+    assert again.done() and copied == 4
     pool.release(again)
     pool.ask(other=16)
-    assert pool.ask_for([embedding("three")]).done() and len(read) == 3, "no vectors were put out for rows"
+    assert pool.ask_for([embedding("three")]).done()
+    assert pool.count("adapter_load_seconds_count", stage="copy") == 5, "no vectors were put out for rows"
     pool.cache.evict_unused()
     assert pool.cache.device.vector_bytes == 96 and set(pool.cache.device.residents) == {"other", "three"}
 
 
 def test_an_embedding_that_cannot_be_read_leaves_nothing(pool: Pool) -> None:
-    failing = pool.ask_for([embedding("one")])
-    assert isinstance(failing.exception(0), PictureFailed)
-    assert pool.cache.device.vector_bytes == 0 and not pool.cache.device.residents
+    def failing(version: Any) -> HostAdapter:
+        raise OSError("secret")
+
+    pool.host.read = failing
+    error = pool.ask_for([embedding("one")]).exception(0)
+    assert isinstance(error, PictureFailed) and "secret" not in str(error)
+    assert pool.cache.device.vector_bytes == 0 and not pool.cache.device.residents and not pool.host._entries
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_every_job_gets_its_turn(data: st.DataObject) -> None:
     """Random blends, random ends and cancels: when all that run end in turn, everybody was served, rows come back."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter_cache, "_read", lambda _: {})
-        pool = Pool(rows=16)
-        ranks = {"a": 2, "b": 4, "c": 6, "d": 8, "e": 10}
-        jobs: list[Future[Lease]] = []
-        released: set[int] = set()
-        for _ in range(data.draw(st.integers(1, 40))):
-            names = data.draw(st.sets(st.sampled_from("abcde"), min_size=1, max_size=3))
-            if sum(ranks[name] for name in names) <= 16:
-                jobs.append(pool.ask(**{name: ranks[name] for name in names}))
-            if jobs and data.draw(st.booleans()):
-                index = data.draw(st.integers(0, len(jobs) - 1))
-                if jobs[index].done() and index not in released:
-                    pool.release(jobs[index])
-                    released.add(index)
-                elif not jobs[index].done() and data.draw(st.booleans()):
-                    jobs[index].cancel()
-                    released.add(index)
-                    pool.settle()
-        for _ in jobs:
-            for index, job in enumerate(jobs):
-                if job.done() and index not in released:
-                    pool.release(job)
-                    released.add(index)
-        pool.cache.close()
-        assert all(job.done() for job in jobs), "somebody waits for ever"
-        assert not pool.cache._line and all(r.users == 0 for r in pool.cache.device.residents.values())
+    pool = Pool(rows=16)
+    ranks = {"a": 2, "b": 4, "c": 6, "d": 8, "e": 10}
+    jobs: list[Future[Lease]] = []
+    released: set[int] = set()
+    for _ in range(data.draw(st.integers(1, 40))):
+        names = data.draw(st.sets(st.sampled_from("abcde"), min_size=1, max_size=3))
+        if sum(ranks[name] for name in names) <= 16:
+            jobs.append(pool.ask(**{name: ranks[name] for name in names}))
+        if jobs and data.draw(st.booleans()):
+            index = data.draw(st.integers(0, len(jobs) - 1))
+            if jobs[index].done() and index not in released:
+                pool.release(jobs[index])
+                released.add(index)
+            elif not jobs[index].done() and data.draw(st.booleans()):
+                jobs[index].cancel()
+                released.add(index)
+                pool.settle()
+    for _ in jobs:
+        for index, job in enumerate(jobs):
+            if job.done() and index not in released:
+                pool.release(job)
+                released.add(index)
+    pool.cache.close()
+    assert all(job.done() for job in jobs), "somebody waits for ever"
+    assert not len(pool.cache._line) and all(r.users == 0 for r in pool.cache.device.residents.values())

@@ -137,7 +137,9 @@ def test_tensors_do_not_pile_up_while_adapters_are_swapped(
     first = tensor_bytes()
     rounds(3)
     wait_for(lambda: 0 < tensor_bytes() <= first)  # threads may hold the last picture for a moment
-    assert server.app.metrics.registry.get_sample_value("loramux_adapter_cache_evictions_total", {"tier": "device"})
+    assert server.app.metrics.registry.get_sample_value(
+        "loramux_adapter_cache_evictions_total", {"tier": "device", "reason": "room"}
+    )
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_bits_do_not_depend_on_the_company(fixed: Any, monkeypatch: pytest.Monke
     assert len({rows for rows, _ in sizes}) >= 3 and max(rows for rows, _ in sizes) == 4
     assert sum(blends >= 2 for _, blends in sizes) >= 15, "the forwards mixed nothing"
     registry = fixed.app.metrics.registry
-    assert registry.get_sample_value("loramux_adapter_cache_evictions_total", {"tier": "device"}) >= 3
+    assert registry.get_sample_value("loramux_adapter_cache_evictions_total", {"tier": "device", "reason": "room"}) >= 3
     assert registry.get_sample_value("loramux_requests_total", {"outcome": "cancelled"}) >= 3
     dice.shuffle(order := list(range(24)))
     again = dict(zip(order, stream(fixed, [asked[i] for i in order], dice), strict=True))

@@ -3,13 +3,12 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from loramux_server.engine import adapter_cache
+from loramux_server.engine.compiled_reader import HostAdapter
 from loramux_server.errors import BadSetting, Draining, PictureFailed
 from loramux_server.requests import BlendEntry, Failed, GenerationRequest
 
@@ -21,22 +20,23 @@ def free_rows(server: Any) -> dict[str, int]:
     return {name: group.rows.free for name, group in server.app.engine.groups.items()}
 
 
-def gate(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+def gate(server: Any) -> tuple[threading.Event, threading.Event]:
     """Loading stops until the second event is set; the first says that it got there."""
     reached, opened = threading.Event(), threading.Event()
-    read = adapter_cache._read
+    host = server.app.engine.adapters.host
+    read = host.read
 
-    def gated(file: Path) -> adapter_cache.Factors:
+    def gated(version: Any) -> HostAdapter:
         reached.set()
         assert opened.wait(20)
-        return read(file)
+        return read(version)
 
-    monkeypatch.setattr(adapter_cache, "_read", gated)
+    host.read = gated
     return reached, opened
 
 
-def test_cancelling_while_the_adapter_loads(server: Any, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    reached, opened = gate(monkeypatch)
+def test_cancelling_while_the_adapter_loads(server: Any, wait_for: Any) -> None:
+    reached, opened = gate(server)
     waiting = server.submit(BLENDED)
     assert reached.wait(20)
     assert server.draw([PLAIN]), "a load holds up nobody else"
@@ -51,11 +51,11 @@ def test_cancelling_while_the_adapter_loads(server: Any, wait_for: Any, monkeypa
 def test_a_failed_load_gives_its_rows_back(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = free_rows(server)
 
-    def failing(file: Path) -> adapter_cache.Factors:
+    def failing(version: Any) -> HostAdapter:
         raise RuntimeError("secret details")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter_cache, "_read", failing)
+        patch.setattr(server.app.engine.adapters.host, "read", failing)
         handle = server.submit(BLENDED)
         with pytest.raises(PictureFailed, match="attention@1 could not be loaded: RuntimeError") as caught:
             handle.pictures()

@@ -111,7 +111,7 @@ SWAPS = tuple(
 
 def evictions(server: Any) -> float:
     name = "loramux_adapter_cache_evictions_total"
-    return server.app.metrics.registry.get_sample_value(name, {"tier": "device"}) or 0.0
+    return server.app.metrics.registry.get_sample_value(name, {"tier": "device", "reason": "room"}) or 0.0
 
 
 def test_pictures_do_not_depend_on_earlier_swaps(server_with_a_small_pool: Any) -> None:

@@ -4,20 +4,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any, cast
 
+import loading
 import pytest
 import torch
+from loading import Pool, settle
 from torch import Tensor
 
-from loramux_kernels.pool import RowAllocator
 from loramux_server.bench.operations import operations
-from loramux_server.engine import adapter_cache, device_tier, waiting_line
-from loramux_server.engine.adapter_cache import AdapterCache
+from loramux_server.engine import adapter_cache, device_tier, host_tier, waiting_line
 from loramux_server.engine.blends import EVERYWHERE, Added
 from loramux_server.engine.load_base import load_base
-from loramux_server.metrics import Metrics
 from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey, Weighted
 
 PLAIN = GenerationRequest("a dog", seed=1, steps=6)
@@ -71,16 +70,16 @@ def _ticks(server: Any, job: Any) -> Any:
     return seen
 
 
-FILES = {module.__file__ for module in (adapter_cache, device_tier, waiting_line)}
+FILES = {module.__file__ for module in (adapter_cache, device_tier, host_tier, waiting_line)}
 
 
 class Crowd:
     """A cache with so many residents of one row each, and room for no more."""
 
     def __init__(self, residents: int) -> None:
-        group = SimpleNamespace(name="g", rooms={"g": RowAllocator(residents + 1)}, paths=["p"], write=lambda *_: None)
-        group.needs = lambda _: {"g": 1}
-        self.cache = AdapterCache(cast("Any", {"g": group}), lambda _: Path(), Metrics(), 512, torch.device("cpu"))
+        self.pool = Pool(residents)
+        self.pool.group.needs = lambda _: {"g": 1}
+        self.cache = self.pool.cache
         for number in range(residents):
             self.cache.release(self.cache.request(cast("Any", [version(number)])).result(20))
 
@@ -104,16 +103,12 @@ class Crowd:
         return count
 
 
-REPORT = SimpleNamespace(matched=[SimpleNamespace(module="p")])
-
-
 def version(number: int) -> Any:
-    return SimpleNamespace(digest=f"{number}", adapter="a", number=1, report=REPORT, embedding=None)
+    return loading.version(f"{number}", 1)
 
 
 @pytest.fixture
-def crowds(monkeypatch: pytest.MonkeyPatch) -> list[Crowd]:
-    monkeypatch.setattr(adapter_cache, "_read", lambda _: {})
+def crowds() -> list[Crowd]:
     return [Crowd(10), Crowd(300)]
 
 
@@ -139,6 +134,7 @@ def test_what_loading_into_a_full_pool_costs_does_not_grow_with_the_residents(
             cache.request([version(number)]).result(0)
         monkeypatch.setattr(cache, "_wake", lambda: None)  # this thread does the loader's work
         future = cache.request([version(999)])
+        settle(cache.host)
         counts.append(crowd.lines(cache._serve))
         assert future.done() and future.result().rows["999"] and len(cache.device.idle) == 1
         cache.close()

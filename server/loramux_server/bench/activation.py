@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from loramux_server.app import App
 from loramux_server.bench.harness import Row, medians, processor, ratio
 from loramux_server.bench.operations import operations
-from loramux_server.engine.adapter_cache import AdapterCache
 from loramux_server.engine.blends import EVERYWHERE, Added
+from loramux_server.engine.compiled_reader import HostAdapter
 from loramux_server.requests import GenerationRequest, ImageKey, Job, Weighted
 from loramux_server.settings import Settings
 from loramux_store.record import UploadSpec, VersionRecord
@@ -63,11 +64,8 @@ class _Residents:
         _write(file, app)
         published = app.store.publish(file, UploadSpec(name="one"))
         assert published.version is not None
-        compiled = app.store.compiled(published.version)
-        app.engine.adapters.close()
-        app.engine.adapters = AdapterCache(
-            app.engine.groups, lambda _: compiled, app.metrics, app.engine.max_rank, torch.device("cpu")
-        )
+        host = app.engine.adapters.host
+        host.read = partial(_one, host.read(published.version))
         self._versions = [replace(published.version, digest=f"{number:064x}") for number in range(count)]
         for version in self._versions:
             app.engine.adapters.release(app.engine.adapters.request([version]).result())
@@ -120,6 +118,11 @@ class _Residents:
                     layer.pool.gathered(tables.composition)
                     self._gathered += 1
         return (torch.zeros_like(latents),)
+
+
+def _one(adapter: HostAdapter, _: VersionRecord) -> HostAdapter:
+    """The same for every version."""
+    return adapter
 
 
 def _write(file: Path, app: App) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loramux_server.bench.harness import Row, medians
-from loramux_server.engine.module_factors import read_compiled
+from loramux_server.engine.compiled_reader import CompiledFile
 from loramux_store.layout import known_layout
 from loramux_store.record import UploadSpec, VersionRecord
 from loramux_store.seal import Seal
@@ -45,7 +45,7 @@ def measure(folder: Path, rank: int = 32) -> list[Row]:
             _copied(compiled, target, Seal().update)
 
         def load() -> None:
-            assert len(read_compiled(store.compiled(version))) == len(version.ranks)
+            assert len(CompiledFile.read(store.compiled(version)).adapter().factors) == len(version.ranks)
 
         taken = medians({"publish": publish, "plain": plain}, _REPEATS)
         taken |= medians({"load": load, "read": compiled.read_bytes}, _REPEATS)
@@ -79,7 +79,7 @@ def _published(store: Store, source: Path) -> VersionRecord:
 def _check(compiled: Path, tensors: dict[str, Tensor]) -> None:
     """What is loaded is what was uploaded."""
     assert load_file(compiled)
-    for path, module in read_compiled(compiled).items():
+    for path, module in CompiledFile.read(compiled).adapter().factors.items():
         assert torch.equal(module.parts["a"], tensors[f"{path}.lora_A.weight"].float())
         assert torch.equal(module.parts["b"], tensors[f"{path}.lora_B.weight"].float().T)
 

@@ -87,7 +87,8 @@ def _soak(app: App, cycles: int, dice: random.Random) -> list[Row]:
         if cycle >= cycles * _WARM_UP and cycle % max(1, cycles // _SAMPLES) == 0:
             memory.append((cycle, _resident_bytes()))
     wrong += sum(_is_wrong(app, asked, alone[kinds.index(asked.request)]) for asked in flight)
-    evictions = app.metrics.registry.get_sample_value("loramux_adapter_cache_evictions_total", {"tier": "device"})
+    labels = {"tier": "device", "reason": "room"}
+    evictions = app.metrics.registry.get_sample_value("loramux_adapter_cache_evictions_total", labels)
     return [
         Row("requests", cycles, "cycles"),
         Row("requests cancelled on their way", cancelled, "cycles", ">=1"),

@@ -6,22 +6,24 @@ knows no job. Not for several threads at once.
 
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loramux_kernels import G_CLASSES, PoolFull
 from loramux_server.engine.blends import Rows, Vectors
 from loramux_server.engine.layer_group import LayerGroup
 from loramux_server.engine.rooms import INPUTS, OUTPUTS, Room
-from loramux_server.errors import Incompatible
+from loramux_server.errors import Incompatible, PinTooLarge
 from loramux_server.metrics import Metrics
 from loramux_store.record import MatchedModule, VersionRecord
 
-VECTOR_BYTES = 64 << 20
-"""For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit."""
+VECTOR_BYTES = 128 << 20
+"""For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit
+beside what is pinned."""
+PIN_SHARE = 0.5
+"""Of every room, that pins may take: requests always find the rest."""
 
-_VECTORS = "vectors"  # beside the names of rooms
+_VECTORS = "bytes of vectors"  # beside the names of rooms
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,12 @@ class Lease:
 
 @dataclass(slots=True)
 class Resident:
-    """What one version has on the device: an embedding vectors, others numbers."""
+    """What one version has on the device, nbytes in all: an embedding vectors, others numbers."""
 
     digest: str
     rows: Rows
     vectors: Vectors
+    nbytes: int
     users: int
 
     @property
@@ -63,27 +66,59 @@ class DeviceTier:
         self.vector_bytes = 0
         self.group_of = {path: group.name for group in groups.values() for path in group.paths}
         self._groups = groups
+        self._pinned: dict[str, Mapping[str, int]] = {}
         self._metrics = metrics
         self._max_rank = max_rank
+        self._bytes = 0
+        metrics.cache_budget.labels("device").set(VECTOR_BYTES + self._size_of(self._capacity))
+        self._gauge()
 
     def check(self, blends: Sequence[Sequence[VersionRecord]]) -> None:
         """Refuses what one job asks for where it can never fit.
 
         Raises:
             Incompatible: where a blend's total rank in a layer group is above the largest of a row, or what all its
-                blends' adapters take together is more than there is.
+                blends' adapters take together is more than there is beside what is pinned.
         """
         needs = {version.digest: self.needs(version) for blend in blends for version in blend}
         for name, room in self._rooms.items():
             asked = [sum(needs[version.digest].get(name, 0) for version in blend) for blend in blends]
-            together = sum(need.get(name, 0) for need in needs.values())
+            together, left = self._together(name, needs), room.capacity - self._pins_take(name, needs)
             for count, most, what in (
-                (max(asked), min(self._most(name), room.capacity), "the blend has"),
-                (together, room.capacity, "blend and negative_blend have"),
+                (max(asked), min(self._most(name), left), "the blend has"),
+                (together, left, "blend and negative_blend have"),
             ):
                 if count > most:
-                    counted = f"total rank {count} in {name}" if name in self._groups else f"{count} {name}"
-                    raise Incompatible("BLEND_TOO_LARGE", f"{what} {counted}, at most {most} fits")
+                    beside = " beside what is pinned" if left < min(room.capacity, count) else ""
+                    raise Incompatible(
+                        "BLEND_TOO_LARGE", f"{what} {self._told(count, name)}, at most {most} fits{beside}"
+                    )
+
+    def can_ever_fit(self, needs: Mapping[str, Mapping[str, int]]) -> bool:
+        """Whether versions find room once nobody uses any other. needs: of each, by digest."""
+        return all(
+            self._together(name, needs) <= room.capacity - self._pins_take(name, needs)
+            for name, room in self._rooms.items()
+        )
+
+    def pin(self, version: VersionRecord) -> None:
+        """Counts a version as one that is kept for good; whoever pins it holds a lease.
+
+        Raises:
+            PinTooLarge: where pins would take more than their share of a room.
+        """
+        pinned = {**self._pinned, version.digest: {**self.needs(version), _VECTORS: vector_bytes(version)}}
+        rooms = {name: room.capacity for name, room in self._rooms.items()} | {_VECTORS: VECTOR_BYTES}
+        for name, capacity in rooms.items():
+            needed, most = pinned[version.digest].get(name, 0), int(capacity * PIN_SHARE)
+            held = self._together(name, self._pinned)
+            if self._together(name, pinned) > most and needed:
+                raise PinTooLarge(f"{version.adapter}@{version.number}", self._told(needed, name), held, most)
+        self._pinned = pinned
+
+    def unpin(self, digest: str) -> None:
+        """Counts it so no longer."""
+        self._pinned = {other: needs for other, needs in self._pinned.items() if other != digest}
 
     def needs(self, version: VersionRecord) -> dict[str, int]:
         """What a version takes of each room."""
@@ -147,9 +182,9 @@ class DeviceTier:
         """
         needs, rooms, size = self.needs(version), self._rooms, vector_bytes(version)
         while any(rooms[name].free < count for name, count in needs.items()):
-            self._evict(lambda resident: bool(resident.rows))
+            self._make_room(lambda resident: bool(resident.rows))
         while self.vector_bytes + size > VECTOR_BYTES:
-            self._evict(lambda resident: bool(resident.vectors))
+            self._make_room(lambda resident: bool(resident.vectors))
         self.vector_bytes += size
         return {name: rooms[name].take(count) for name, count in needs.items()}
 
@@ -162,19 +197,36 @@ class DeviceTier:
 
     def add(self, version: VersionRecord, rows: Rows, vectors: Vectors) -> Resident:
         """A version that was written under what `take` gave, with one user."""
-        resident = self.residents[version.digest] = Resident(version.digest, rows, vectors, users=1)
-        self._metrics.resident.labels("device").set(len(self.residents))
+        nbytes = vector_bytes(version) + self._size_of({room: len(numbers) for room, numbers in rows.items()})
+        resident = self.residents[version.digest] = Resident(version.digest, rows, vectors, nbytes, users=1)
+        self._bytes += nbytes
+        self._gauge()
         return resident
 
     def evict_unused(self) -> None:
         """Puts out every adapter that nobody uses."""
-        with suppress(PoolFull):
-            while True:
-                self._evict(lambda _: True)
+        for resident in tuple(self.idle.values()):
+            self._evict(resident, "unused")
+
+    def drop(self, digests: Collection[str]) -> None:
+        """Puts out those of these that nobody uses: their adapter was deleted."""
+        for digest in digests:
+            if (resident := self.idle.get(digest)) is not None:
+                self._evict(resident, "deleted")
 
     @property
     def _rooms(self) -> Mapping[str, Room]:
         return {name: room for group in self._groups.values() for name, room in group.rooms.items()}
+
+    def _told(self, count: int, room: str) -> str:
+        return f"total rank {count} in {room}" if room in self._groups else f"{count} {room}"
+
+    def _pins_take(self, room: str, needs: Mapping[str, Mapping[str, int]]) -> int:
+        """Of a room, beside these."""
+        return sum(each.get(room, 0) for digest, each in self._pinned.items() if digest not in needs)
+
+    def _together(self, room: str, needs: Mapping[str, Mapping[str, int]]) -> int:
+        return sum(each.get(room, 0) for each in needs.values())
 
     def _most(self, room: str) -> int:
         """What one batch row can use at once."""
@@ -182,15 +234,33 @@ class DeviceTier:
             return G_CLASSES[-1]
         return self._max_rank if room in self._groups else sys.maxsize
 
-    def _evict(self, holding: Callable[[Resident], bool]) -> None:
+    def _make_room(self, holding: Callable[[Resident], bool]) -> None:
         """Puts out the one of these that was left longest ago."""
         resident = next((resident for resident in self.idle.values() if holding(resident)), None)
         if resident is None:
             raise PoolFull(1, 0)
+        self._evict(resident, "room")
+
+    def _evict(self, resident: Resident, reason: str) -> None:
         del self.residents[resident.digest], self.idle[resident.digest]
         self.spare.subtract(_sizes(resident))
         self.give_back(resident.rows, resident.vector_bytes)
-        self._metrics.cache_evictions.labels("device").inc()
+        self._bytes -= resident.nbytes
+        self._metrics.cache_evictions.labels("device", reason).inc()
+        self._gauge()
+
+    @property
+    def _capacity(self) -> Mapping[str, int]:
+        return {name: room.capacity for name, room in self._rooms.items() if not name.endswith((OUTPUTS, INPUTS))}
+
+    def _size_of(self, counts: Mapping[str, int]) -> int:
+        """Bytes of so many numbers of each room."""
+        sizes = {name: size for group in self._groups.values() for name, size in group.number_bytes.items()}
+        return sum(count * sizes[name] for name, count in counts.items())
+
+    def _gauge(self) -> None:
+        self._metrics.resident.labels("device").set(len(self.residents))
+        self._metrics.resident_bytes.labels("device").set(self._bytes)
 
 
 def vector_bytes(version: VersionRecord) -> int:

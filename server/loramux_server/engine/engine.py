@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from loramux_server.engine.conditioning import Conditioner, Given, unet_argument
 from loramux_server.engine.device_memory import RAN_OUT, fitting
 from loramux_server.engine.device_tier import Lease
 from loramux_server.engine.fused_attention import fuse_projections
+from loramux_server.engine.host_tier import HostTier
 from loramux_server.engine.image_latents import ImageLatents
 from loramux_server.engine.layer_group import LayerGroup
 from loramux_server.engine.lora_layers import wrap
@@ -37,7 +37,6 @@ from loramux_server.errors import BadSetting, OutOfMemory, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import ImageFormat, ImageKey, Job, Sampling, Source, Weighted
 from loramux_store.layout import Layout
-from loramux_store.record import VersionRecord
 
 Observer = Callable[[Mapping[str, Tables]], None]
 """Sees the tables of every UNet forward by layer group (groups without any entry are absent)."""
@@ -114,7 +113,7 @@ class Engine:
     def __init__(
         self,
         base: Base,
-        compiled: Callable[[VersionRecord], Path],
+        host: HostTier,
         metrics: Metrics,
         *,
         version: str,
@@ -145,7 +144,7 @@ class Engine:
         self._unet_groups = tuple(name for name in self.groups if name.startswith("unet."))
         self.blocks = {layer.block for group in self.groups.values() for layer in group.layers.values()} - {EVERYWHERE}
         self.max_rank = fixed.rank if fixed else MAX_ROW_RANK
-        self.adapters = AdapterCache(self.groups, compiled, metrics, self.max_rank, base.device)
+        self.adapters = AdapterCache(self.groups, host, metrics, self.max_rank, base.device)
         self._previews = Previews(base.vae)
         self.conditioner = Conditioner(base, self.groups, BytesLru("prompt", prompt_cache_bytes, metrics))
         self.texts = TextProjections(
@@ -231,7 +230,7 @@ class Engine:
         return self._previews.jpeg(latents)
 
     def close(self) -> None:
-        """Ends the loader's thread."""
+        """Ends the threads that load adapters."""
         self.adapters.close()
 
     def _forward(self, asked: Sequence[_Row]) -> Tensor:

@@ -69,9 +69,20 @@ class LayerGroup:
             self.name + SIDES: _SideNumbers(self),
             SIDE_BYTES: self._side_bytes,
         }
+        self.number_bytes = self._number_bytes()
         self._scale_rows = {OUTPUTS: _FEWEST_SCALE_ROWS, INPUTS: _FEWEST_SCALE_ROWS}
         self._device, self._fixed = device, fixed_rank is not None
         self._banks: defaultdict[str, TableBank] = defaultdict(lambda: TableBank(device, fixed_rank))
+
+    def _number_bytes(self) -> dict[str, int]:
+        """Device bytes of one number of each room; those of side operations are counted one by one."""
+        return {
+            self.name: self.row_bytes,
+            self.name + OUTPUTS: sum(layer.n for layer in self.layers.values()) * torch.float32.itemsize,
+            self.name + INPUTS: sum(layer.weight.shape[1] for layer in self.layers.values()) * torch.float32.itemsize,
+            self.name + SIDES: 0,
+            SIDE_BYTES: 1,
+        }
 
     def needs(self, modules: Sequence[MatchedModule]) -> dict[str, int]:
         """What an adapter takes of each room for its modules in this group."""

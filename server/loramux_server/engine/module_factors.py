@@ -1,21 +1,16 @@
 """One module's factors as a compiled file has them, and what becomes of them in a layer.
 
-Takes compiled files, factors and base weights; gives rank rows, channel scales and side operations. It knows no layers,
+Takes factors and base weights; gives rank rows, channel scales and side operations. It knows no layers,
 no queue and no request.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import FileIO
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from loramux_kernels import Dense, Hadamard, Kronecker, NormDelta, SideOperation
-from loramux_store.compiled_file import MAX_FILE
-from loramux_store.header import read_container
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +76,3 @@ class ModuleFactors:
             return flat
         n, cin, height, width = weight.shape
         return flat.view(n, height, width, cin).permute(0, 3, 1, 2)
-
-
-def read_compiled(file: Path) -> dict[str, ModuleFactors]:
-    """By module path. The parts are views of the file's bytes, read once and at once: `safe_open` keeps two integers
-    for every tensor it ever gave, `load` copies each (safetensors 0.8)."""
-    container = read_container(file, MAX_FILE)
-    data = torch.empty(container.size, dtype=torch.uint8)
-    with file.open("rb", buffering=0) as handle:
-        _fill(handle, data)
-    modules = json.loads(container.metadata["modules"])
-    parts: dict[str, dict[str, Tensor]] = {path: {} for path in modules}
-    for name, entry in container.tensors.items():
-        path, _, part = name.rpartition(".")
-        if path in parts:
-            parts[path][part] = data[entry.begin : entry.end].view(torch.float32).view(entry.shape)
-    return {path: ModuleFactors(parts[path], float(entry["scale"]), entry["axis"]) for path, entry in modules.items()}
-
-
-def _fill(handle: FileIO, data: Tensor) -> None:
-    """One read takes 2 GiB at most."""
-    left = memoryview(data.numpy().data)
-    while left:
-        count = handle.readinto(left)
-        if not count:
-            raise OSError(f"{handle.name} has become shorter while it was read")
-        left = left[count:]

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from loramux_server.engine.device_tier import Lease
+from loramux_server.engine.host_tier import HostEntry
 from loramux_store.record import VersionRecord
 
 LOADS_PAST = 8
@@ -20,12 +21,13 @@ run: only where the same adapters are in use without a break does it come to tha
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A job in line. needs: of each room, by digest; passed: later jobs that were served since there was no room for
-    it, None before that."""
+    it, None before that. ahead: what it holds in host memory on its way to the device, by digest."""
 
     versions: tuple[VersionRecord, ...]
     needs: Mapping[str, Mapping[str, int]]
     future: "Future[Lease]" = field(default_factory=lambda: Future[Lease]())
     passed: int | None = None
+    ahead: "dict[str, HostEntry]" = field(default_factory=lambda: dict[str, HostEntry]())
 
 
 class WaitingLine:
