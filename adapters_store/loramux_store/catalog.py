@@ -16,8 +16,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from loramux_store.blobs import StoredFile
-from loramux_store.catalog_queries import Key, adapter_page, adapter_query, event_page, version_page, version_query
-from loramux_store.catalog_records import adapter_of, etag_of, event_of, summary_of, time_of, version_of
+from loramux_store.catalog_queries import (
+    Key,
+    adapter_page,
+    adapter_query,
+    event_page,
+    pin_query,
+    version_page,
+    version_query,
+)
+from loramux_store.catalog_records import adapter_of, etag_of, event_of, reference, summary_of, time_of, version_of
 from loramux_store.catalog_rows import (
     NewVersion,
     change_adapter,
@@ -27,6 +35,7 @@ from loramux_store.catalog_rows import (
     insert_version,
     is_latest,
     now_us,
+    set_pin,
     upload_again,
     write_search,
 )
@@ -34,7 +43,16 @@ from loramux_store.census import Counted, faults, forget, take_census
 from loramux_store.errors import Changed, NotFound
 from loramux_store.layout import Layout
 from loramux_store.names import Ref
-from loramux_store.record import AdapterChange, AdapterRecord, AuditEvent, UploadSpec, VersionRecord, VersionSummary
+from loramux_store.record import (
+    AdapterChange,
+    AdapterRecord,
+    AuditEvent,
+    Pin,
+    Tier,
+    UploadSpec,
+    VersionRecord,
+    VersionSummary,
+)
 from loramux_store.schema import adapters, aliases, blobs, layouts, migrate, open_engine, versions
 from loramux_store.selection import Selection
 from loramux_store.sqlite_errors import told
@@ -173,6 +191,20 @@ class Catalog:
             if row.delete_us is None:
                 return _adapter(connection, name)
             return _set_deleted(connection, row, None, who, "undelete", now_us())
+
+    def set_pin(self, ref: Ref, tier: Tier | None, who: str) -> AdapterRecord:
+        """Pin a reference of a live adapter; None: do so no longer."""
+        with self._writing() as connection:
+            row, now = _live(connection, ref.name), now_us()
+            changed = set_pin(connection, row, ref, tier, now)
+            if changed is not None:
+                insert_event(connection, now, who, "unpin" if tier is None else "pin", ref.name, detail=changed)
+            return _adapter(connection, ref.name)
+
+    def pins(self) -> list[Pin]:
+        """Of all live adapters, the oldest first."""
+        with self._reading() as connection:
+            return [Pin(reference(row.name, row.at), row.tier) for row in connection.execute(pin_query())]
 
     def events(self, name: str, count: int, below: int | None) -> list[tuple[int, AuditEvent]]:
         """The audit log of an adapter, of all where the name is empty: ids and events, the newest first."""

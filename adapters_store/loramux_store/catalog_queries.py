@@ -10,10 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loramux_store.schema import adapters, aliases, audit, blobs, details, layouts, versions
+from loramux_store.schema import adapters, aliases, audit, blobs, details, layouts, pins, versions
 from loramux_store.selection import Selection
 
-__all__ = ["Key", "adapter_page", "adapter_query", "event_page", "version_page", "version_query"]
+__all__ = ["Key", "adapter_page", "adapter_query", "event_page", "pin_query", "version_page", "version_query"]
 
 Key = tuple[int, str]
 """Where a page of adapters ended: the time that it is ordered by (0 where by name), and the name."""
@@ -37,9 +37,15 @@ _ALIASES = (
     .where(aliases.c.adapter_id == adapters.c.id)
     .scalar_subquery()
 )
+_PINS = (
+    sa.select(sa.func.json_group_object(pins.c.at, pins.c.tier))
+    .where(pins.c.adapter_id == adapters.c.id)
+    .scalar_subquery()
+)
 _ADAPTER = (
     *(column.label(f"adapter_{column.name}") for column in adapters.c if column.name != "search"),
     _ALIASES.label("adapter_aliases"),
+    _PINS.label("adapter_pins"),
 )
 _TIMES = {"create_time": adapters.c.create_us, "update_time": adapters.c.update_us}
 
@@ -88,6 +94,13 @@ def _conditions(selection: Selection) -> list[sa.ColumnElement[bool]]:
         wanted = each.c.key == key if value is None else sa.and_(each.c.key == key, each.c.value == value)
         conditions.append(sa.exists(sa.select(sa.literal(1)).select_from(each).where(wanted)))
     return conditions
+
+
+def pin_query() -> sa.Select[Any, Any, Any]:
+    """Every pin of an adapter that is not deleted, with the adapter's name."""
+    joined = pins.join(adapters, adapters.c.id == pins.c.adapter_id)
+    query = sa.select(adapters.c.name, pins.c.at, pins.c.tier).select_from(joined)
+    return query.where(adapters.c.delete_us.is_(None)).order_by(pins.c.create_us, adapters.c.name, pins.c.at)
 
 
 def event_page(name: str, count: int, below: int | None) -> sa.Select[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from loramux_store.record import AdapterRecord, AuditEvent, Embedding, FileNotes, VersionRecord, VersionSummary
 from loramux_store.report_json import options_from_json, report_from_json
 
-__all__ = ["adapter_of", "etag_of", "event_of", "summary_of", "time_of", "version_of"]
+__all__ = ["adapter_of", "etag_of", "event_of", "reference", "summary_of", "time_of", "version_of"]
 
 
 def summary_of(row: Any) -> VersionSummary:
@@ -62,11 +62,17 @@ def adapter_of(row: Any) -> AdapterRecord:
         licence=row.adapter_licence or latest.notes.licence,
         base_model=row.adapter_base_model or latest.notes.base_model,
         aliases=json.loads(row.adapter_aliases),
+        pins={reference(row.adapter, at): tier for at, tier in json.loads(row.adapter_pins).items()},
         etag=etag_of(row.adapter_create_us, row.adapter_revision),
         create_time=time_of(row.adapter_create_us),
         update_time=time_of(row.adapter_update_us),
         delete_time=None if deleted is None else time_of(deleted),
     )
+
+
+def reference(name: str, at: str) -> str:
+    """As it is spelled."""
+    return f"{name}@{at}" if at else name
 
 
 def etag_of(create_us: int, revision: int) -> str:

@@ -15,10 +15,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from loramux_store.errors import InvalidArgument
+from loramux_store.catalog_records import reference
+from loramux_store.errors import InvalidArgument, PinNotFound
 from loramux_store.layout import Layout
-from loramux_store.record import AdapterChange, Embedding, FileNotes, UploadSpec
-from loramux_store.schema import adapters, aliases, audit, blobs, details, layouts, versions
+from loramux_store.names import Ref
+from loramux_store.record import AdapterChange, Embedding, FileNotes, Tier, UploadSpec
+from loramux_store.schema import adapters, aliases, audit, blobs, details, layouts, pins, versions
 
 __all__ = [
     "NewVersion",
@@ -29,6 +31,7 @@ __all__ = [
     "insert_version",
     "is_latest",
     "now_us",
+    "set_pin",
     "upload_again",
     "write_search",
 ]
@@ -136,6 +139,25 @@ def _point(connection: sa.Connection, row: Any, wanted: Mapping[str, int]) -> li
     names = sorted({*found, *wanted})
     moved = [name for name in names if found.get(name) != wanted.get(name)]
     return [f"alias {name}: {found.get(name, 'none')} -> {wanted.get(name, 'none')}" for name in moved]
+
+
+def set_pin(connection: sa.Connection, row: Any, ref: Ref, tier: Tier | None, now: int) -> str | None:
+    """Pins a reference of an adapter, None: does so no longer. What changed, in words; None if nothing.
+
+    Raises:
+        PinNotFound: there is none to take away.
+    """
+    mine = pins.c.adapter_id == row.id
+    found = {each.at: each.tier for each in connection.execute(sa.select(pins).where(mine))}
+    if tier is None and ref.at not in found:
+        raise PinNotFound(reference(row.name, ref.at), [reference(row.name, at) for at in found])
+    if found.get(ref.at) == tier:
+        return None
+    connection.execute(pins.delete().where(mine, pins.c.at == ref.at))
+    if tier is not None:
+        connection.execute(pins.insert().values(adapter_id=row.id, at=ref.at, tier=tier, create_us=now))
+    _update(connection, row, now)
+    return f"{reference(row.name, ref.at)}: {found.get(ref.at, 'none')} -> {tier or 'none'}"
 
 
 def _update(connection: sa.Connection, row: Any, now: int, **values: Any) -> None:

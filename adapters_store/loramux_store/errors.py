@@ -2,6 +2,7 @@
 
     StoreError
     ├── NotFound            no such adapter, version or alias
+    ├── PinNotFound         the reference is not pinned
     ├── UploadNotFound      no such upload: finished long ago, aborted, expired or never begun
     ├── UploadBusy          another call writes to the upload
     ├── WrongOffset         the upload goes on elsewhere in the file
@@ -26,7 +27,7 @@ the server maps these classes to status codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "Changed",
@@ -38,6 +39,7 @@ __all__ = [
     "InvalidArgument",
     "NoSpace",
     "NotFound",
+    "PinNotFound",
     "QuotaExceeded",
     "ReadOnly",
     "Refused",
@@ -80,6 +82,15 @@ class NotFound(StoreError):
 
     def __init__(self, ref: str, message: str | None = None) -> None:
         super().__init__(message or f"no adapter {ref!r}")
+        self.ref = ref
+
+
+class PinNotFound(StoreError):
+    """The reference, spelled like that, is not pinned."""
+
+    def __init__(self, ref: str, pinned: Iterable[str]) -> None:
+        known = ", ".join(sorted(pinned)) or "none of its references is"
+        super().__init__(f"{ref!r} is not pinned; pinned: {known}")
         self.ref = ref
 
 

@@ -31,6 +31,11 @@ class Ref:
     number: int | None = None
     alias: str | None = None
 
+    @property
+    def at(self) -> str:
+        """What follows the @; empty where there is none."""
+        return str(self.alias or self.number or "")
+
 
 def check_name(name: str, field: str = "name") -> str:
     """The name, if it is one."""

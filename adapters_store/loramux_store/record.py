@@ -22,15 +22,20 @@ __all__ = [
     "InterpretOptions",
     "MatchedModule",
     "Page",
+    "Pin",
     "Published",
     "Reclaimed",
     "StoreStats",
+    "Tier",
     "UploadSpec",
     "VersionRecord",
     "VersionSummary",
 ]
 
 T = TypeVar("T")
+
+Tier = Literal["host", "device"]
+"""Where a pin keeps a version: in a server's host memory or on its device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,8 @@ class AdapterRecord:
     """One name on the shelf.
 
     trigger_words, licence, base_model: the owner's; where the owner says none, those of the latest version's file.
-    aliases: numbers of versions, by alias. etag: another one after every change of anything here.
+    aliases: numbers of versions, by alias. pins: tiers, by reference as it was pinned. etag: another one after every
+    change of anything here.
     """
 
     name: str
@@ -190,6 +196,7 @@ class AdapterRecord:
     licence: str
     base_model: str
     aliases: Mapping[str, int]
+    pins: Mapping[str, Tier]
     etag: str
     create_time: datetime
     update_time: datetime
@@ -197,9 +204,17 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """A reference, such as `ink` or `ink@prod`, and where what it means is to be kept."""
+
+    reference: str
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One change of the shelf. action: upload, update, delete, undelete, purge, or gc of no adapter; detail: what of
-    it, in words."""
+    """One change of the shelf. action: upload, update, delete, undelete, pin, unpin, purge, or gc of no adapter;
+    detail: what of it, in words."""
 
     time: datetime
     who: str

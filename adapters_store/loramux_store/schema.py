@@ -19,7 +19,7 @@ from sqlalchemy import event
 
 from loramux_store.errors import SchemaTooNew
 
-__all__ = ["adapters", "aliases", "audit", "blobs", "details", "layouts", "migrate", "open_engine", "versions"]
+__all__ = ["adapters", "aliases", "audit", "blobs", "details", "layouts", "migrate", "open_engine", "pins", "versions"]
 
 _METADATA = sa.MetaData()
 _BUSY_MS = 5000
@@ -89,6 +89,14 @@ aliases = sa.Table(
     sa.Column("alias", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer),
     sa.ForeignKeyConstraint(("adapter_id", "number"), ("versions.adapter_id", "versions.number")),
+)
+pins = sa.Table(
+    "pins",
+    _METADATA,
+    sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), primary_key=True),
+    sa.Column("at", sa.Text, primary_key=True),  # of a reference what follows the @; empty for the bare name
+    sa.Column("tier", sa.Text),
+    sa.Column("create_us", sa.Integer),
 )
 audit = sa.Table(
     "audit",

@@ -14,7 +14,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from loramux_store import compiled_embedding
 from loramux_store.backup import refuse_backup
@@ -42,9 +42,11 @@ from loramux_store.record import (
     Collected,
     Finding,
     Page,
+    Pin,
     Published,
     Reclaimed,
     StoreStats,
+    Tier,
     UploadSpec,
     VersionRecord,
     VersionSummary,
@@ -280,6 +282,27 @@ class Store:
     def undelete_adapter(self, name: str, *, etag: str = "", who: str = LOCAL) -> AdapterRecord:
         """Show a deleted adapter again, as it was."""
         return self._open_catalog().undelete(check_name(name), etag, who)
+
+    # -- pins --------------------------------------------------------------------------------
+
+    def pin_adapter(self, ref: str, tier: Tier, *, who: str = LOCAL) -> AdapterRecord:
+        """Have servers keep what a reference means, now and whenever that changes, in a tier. `name` means the latest
+        version, `name@prod` what the alias does, `name@3` that one; NotFound where it means nothing now."""
+        catalog, parsed = self._open_catalog(), parse_ref(ref)
+        if tier not in get_args(Tier):
+            raise InvalidArgument("tier", tier, f"one of {', '.join(get_args(Tier))}")
+        catalog.version(parsed)
+        return catalog.set_pin(parsed, tier, who)
+
+    def unpin_adapter(self, ref: str, *, who: str = LOCAL) -> AdapterRecord:
+        """Take back the pin of a reference, spelled as it was pinned; PinNotFound where there is none."""
+        return self._open_catalog().set_pin(parse_ref(ref), None, who)
+
+    def pins(self) -> list[Pin]:
+        """All there are, the oldest first, but those of deleted adapters: undeleting brings them back."""
+        return self._open_catalog().pins()
+
+    # -- keeping -----------------------------------------------------------------------------
 
     def reclaim(self) -> Reclaimed:
         """Remove idle uploads and what crashes left: part files, and blobs and compiled files that no row speaks of.
