@@ -21,6 +21,13 @@ from loramux_client import shelf
 from loramux_client.picture_messages import read_kind, set_field
 from loramux_client.upload_source import Source
 
+_TIERS: dict[int, str] = {
+    pb.TIER_UNSPECIFIED: "",
+    pb.TIER_DISK: "disk",
+    pb.TIER_HOST: "host",
+    pb.TIER_DEVICE: "device",
+}
+
 Item = TypeVar("Item")
 Ask = TypeVar("Ask", bound=Message)
 
@@ -194,7 +201,14 @@ def read_adapter(message: pb.Adapter) -> shelf.Adapter:
         etag=message.etag,
         trigger_source=message.trigger_source,
         asked_version=read_version(message.asked_version) if message.HasField("asked_version") else None,
+        pins={pin.reference: read_tier(pin.tier) for pin in message.pins},
+        tier=read_tier(message.tier),
     )
+
+
+def read_tier(number: int) -> str:
+    """Where something is; empty where the server does not say."""
+    return _TIERS.get(number, f"unknown-{number}")
 
 
 def read_event_page(message: service_pb.ListAuditEventsResponse) -> Page[shelf.AuditEvent]:

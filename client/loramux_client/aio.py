@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 from loramux.v1 import generation_service_pb2
-from loramux_client import adapter_messages, picture_messages, rpcs, shelf
+from loramux_client import adapter_messages, picture_messages, rpcs, shelf, tier_messages
 from loramux_client.adapter_messages import Item, Page
 from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options, refuse_exposure
 from loramux_client.client import Client
@@ -172,6 +172,24 @@ class AsyncClient:
         """Puts a deleted adapter back as it was."""
         request = adapter_messages.undelete_adapter_request(name, etag)
         return await self._ask(rpcs.UNDELETE_ADAPTER, request, timeout)
+
+    async def preload_adapter(
+        self, adapter: str, tier: str = "device", *, timeout: float | None = None
+    ) -> shelf.Preloaded:
+        """Has an adapter (`name`, `name@version`, `name@alias`) brought into a tier, host or device; returns when it is
+        there. It stays until others need the room."""
+        request = tier_messages.preload_request(adapter, tier)
+        return await self._ask(rpcs.PRELOAD_ADAPTER, request, timeout)
+
+    async def pin_adapter(self, adapter: str, tier: str = "device", *, timeout: float | None = None) -> shelf.Adapter:
+        """Keeps what a reference means in a tier, host or device: now, whenever that changes, and after a restart.
+        ResourceExhausted where pins would take more than their share of the tier."""
+        request = tier_messages.pin_request(adapter, tier)
+        return await self._ask(rpcs.PIN_ADAPTER, request, timeout)
+
+    async def unpin_adapter(self, adapter: str, *, timeout: float | None = None) -> shelf.Adapter:
+        """Keeps it no longer; the reference is spelled as it was pinned, else NotFound."""
+        return await self._ask(rpcs.UNPIN_ADAPTER, tier_messages.unpin_request(adapter), timeout)
 
     def list_audit_events(self, adapter: str = "", *, timeout: float | None = None) -> AsyncIterator[shelf.AuditEvent]:
         """Who changed what and when, newest first; of one adapter, deleted or not, where it is named."""

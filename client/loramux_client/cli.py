@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cyclopts import App, CycloptsError
 
 from loramux_client import terminal
-from loramux_client.commands.adapter_changes import adapters
+from loramux_client.commands.adapter_tiers import adapters
 from loramux_client.commands.generate import generate
 from loramux_client.commands.installed import ExtraMissing, installed_commands
 from loramux_client.commands.server import healthcheck, info

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2, generation_service_pb2
-from loramux_client import adapter_messages, picture_messages
+from loramux_client import adapter_messages, picture_messages, tier_messages
 from loramux_client.server_info import Health
 
 Req = TypeVar("Req", bound=Message)
@@ -116,6 +116,24 @@ DELETE_ADAPTER = _rpc(
 UNDELETE_ADAPTER = _rpc(
     _ADAPTERS + "UndeleteAdapter",
     adapter_service_pb2.UndeleteAdapterRequest,
+    adapter_pb2.Adapter,
+    adapter_messages.read_adapter,
+)
+PRELOAD_ADAPTER = _rpc(
+    _ADAPTERS + "PreloadAdapter",
+    adapter_service_pb2.PreloadAdapterRequest,
+    adapter_service_pb2.PreloadAdapterResponse,
+    tier_messages.read_preloaded,
+)
+PIN_ADAPTER = _rpc(
+    _ADAPTERS + "PinAdapter",
+    adapter_service_pb2.PinAdapterRequest,
+    adapter_pb2.Adapter,
+    adapter_messages.read_adapter,
+)
+UNPIN_ADAPTER = _rpc(
+    _ADAPTERS + "UnpinAdapter",
+    adapter_service_pb2.UnpinAdapterRequest,
     adapter_pb2.Adapter,
     adapter_messages.read_adapter,
 )

@@ -107,7 +107,8 @@ class Adapter:
 
     trigger_words, licence, base_model: the owner's, or else those of the latest version's file; trigger_source says
     which. aliases: numbers of versions. etag: another one after every change. asked_version: the one that it was
-    looked up by, as name@number or name@alias.
+    looked up by, as name@number or name@alias. pins: tiers, by reference as it was pinned. tier: where the latest
+    version is now: disk, host or device.
     """
 
     name: str
@@ -125,12 +126,22 @@ class Adapter:
     etag: str
     trigger_source: str
     asked_version: AdapterVersion | None
+    pins: Mapping[str, str]
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preloaded:
+    """What was brought into a tier, and the tier it is in."""
+
+    version: AdapterVersion
+    tier: str
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """A change of the shelf: upload, update, delete, undelete, purge, or gc of no adapter. version: the one uploaded,
-    else None."""
+    """A change of the shelf: upload, update, delete, undelete, pin, unpin, purge, or gc of no adapter. version: the one
+    uploaded, else None."""
 
     time: datetime | None
     who: str

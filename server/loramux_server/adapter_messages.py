@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2
 from loramux_server.errors import InvalidRequest, Violation
+from loramux_server.tiers import Place
 from loramux_store.record import (
     AcceptReport,
     AdapterChange,
@@ -17,12 +18,18 @@ from loramux_store.record import (
     Embedding,
     InterpretOptions,
     Published,
+    Tier,
     UploadSpec,
     VersionSummary,
 )
 from loramux_store.uploads import Unfinished
 
 KIND_NUMBERS = {"lora": adapter_pb2.ADAPTER_KIND_LORA, "embedding": adapter_pb2.ADAPTER_KIND_EMBEDDING}
+_PLACES: dict[Place, adapter_pb2.Tier] = {
+    "disk": adapter_pb2.TIER_DISK,
+    "host": adapter_pb2.TIER_HOST,
+    "device": adapter_pb2.TIER_DEVICE,
+}
 _CHANGEABLE = ("labels", "default_weight", "trigger_words", "description", "licence", "base_model", "aliases")
 
 
@@ -107,8 +114,8 @@ def _embedding(found: Embedding | None) -> adapter_pb2.Embedding | None:
     return adapter_pb2.Embedding(trigger=found.trigger, vectors=found.vectors, widths=found.widths)
 
 
-def adapter(record: AdapterRecord, asked: VersionSummary | None = None) -> adapter_pb2.Adapter:
-    """A named thing on the shelf; asked: the version that it was looked up by."""
+def adapter(record: AdapterRecord, place: Place, asked: VersionSummary | None = None) -> adapter_pb2.Adapter:
+    """A named thing on the shelf. place: where its latest version is; asked: the version that it was looked up by."""
     return adapter_pb2.Adapter(
         name=record.name,
         latest_version=version(record.latest_version),
@@ -125,6 +132,8 @@ def adapter(record: AdapterRecord, asked: VersionSummary | None = None) -> adapt
         update_time=_timestamp(record.update_time),
         delete_time=None if record.delete_time is None else _timestamp(record.delete_time),
         asked_version=None if asked is None else version(asked),
+        pins=[adapter_pb2.Pin(reference=reference, tier=_PLACES[tier]) for reference, tier in record.pins.items()],
+        tier=_PLACES[place],
     )
 
 
@@ -177,6 +186,27 @@ def adapter_change(request: adapter_service_pb2.UpdateAdapterRequest) -> Adapter
         base_model=adapter.base_model if "base_model" in paths else None,
         aliases=dict(adapter.aliases) if "aliases" in paths else None,
     )
+
+
+def tier(asked: adapter_pb2.Tier) -> Tier:
+    """Where to bring or keep something; the device where nothing is said.
+
+    Raises:
+        InvalidRequest: it is neither host nor device.
+    """
+    match asked:
+        case adapter_pb2.TIER_HOST:
+            return "host"
+        case adapter_pb2.TIER_DEVICE | adapter_pb2.TIER_UNSPECIFIED:
+            return "device"
+        case _:
+            said = adapter_pb2.Tier.Name(asked) if asked in adapter_pb2.Tier.values() else str(asked)
+            raise InvalidRequest((Violation("tier", f"is {said}, expected TIER_HOST or TIER_DEVICE"),))
+
+
+def preloaded(record: VersionSummary, place: Place) -> adapter_service_pb2.PreloadAdapterResponse:
+    """What was brought in, and where it is."""
+    return adapter_service_pb2.PreloadAdapterResponse(version=version(record), tier=_PLACES[place])
 
 
 def audit_event(event: AuditEvent) -> adapter_pb2.AuditEvent:

@@ -17,8 +17,9 @@ from loramux_server import adapter_messages as messages
 from loramux_server import callers
 from loramux_server.errors import InvalidRequest, UploadStalled, Violation
 from loramux_server.metrics import Metrics
+from loramux_server.tiers import Tiers
 from loramux_store.errors import Refused, StoreError, UploadNotFound
-from loramux_store.record import AdapterRecord, Published
+from loramux_store.record import AdapterRecord, Published, VersionSummary
 from loramux_store.store import Store
 from loramux_store.upload import Upload
 
@@ -39,8 +40,9 @@ T = TypeVar("T")
 class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     """Keeps adapters."""
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
+    def __init__(self, store: Store, tiers: Tiers, metrics: Metrics) -> None:
         self._store = store
+        self._tiers = tiers
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
         self._checks = ThreadPoolExecutor(2, thread_name_prefix="store-check")  # minutes for gigabytes: others go on
@@ -138,7 +140,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         """One adapter, and the version of it that is named."""
         name, at, _ = request.name.partition("@")
         asked = await self._call(self._store.resolve, request.name) if at else None
-        return messages.adapter(await self._call(self._store.get_adapter, name), asked)
+        return self._told(await self._call(self._store.get_adapter, name), asked)
 
     async def ListAdapters(
         self,
@@ -155,7 +157,7 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
             deleted=request.show_deleted,
         )
         return adapter_service_pb2.ListAdaptersResponse(
-            adapters=[messages.adapter(record) for record in page.items], next_page_token=page.next_page_token
+            adapters=[self._told(record) for record in page.items], next_page_token=page.next_page_token
         )
 
     async def ListVersions(
@@ -187,10 +189,13 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         request: adapter_service_pb2.DeleteAdapterRequest,
         context: "Context",
     ) -> adapter_pb2.Adapter:
-        """Takes an adapter off the shelf."""
-        return await self._changed(
+        """Takes an adapter off the shelf, and out of memory where nobody uses it any more."""
+        versions = (await self._call(self._store.list_versions, request.name, MAX_PAGE)).items
+        adapter = await self._changed(
             "delete", self._store.delete_adapter, request.name, etag=request.etag, who=callers.current().who
         )
+        self._tiers.changed(deleted=[version.digest for version in versions])
+        return adapter
 
     async def UndeleteAdapter(
         self,
@@ -201,6 +206,35 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         return await self._changed(
             "undelete", self._store.undelete_adapter, request.name, etag=request.etag, who=callers.current().who
         )
+
+    async def PreloadAdapter(
+        self,
+        request: adapter_service_pb2.PreloadAdapterRequest,
+        context: "Context",
+    ) -> adapter_service_pb2.PreloadAdapterResponse:
+        """Brings a version into a tier."""
+        version = await self._tiers.preload(request.adapter, messages.tier(request.tier))
+        return messages.preloaded(version, self._tiers.of(version.digest))
+
+    async def PinAdapter(
+        self,
+        request: adapter_service_pb2.PinAdapterRequest,
+        context: "Context",
+    ) -> adapter_pb2.Adapter:
+        """Keeps what a reference means in a tier."""
+        record = await self._tiers.pin(request.adapter, messages.tier(request.tier), callers.current().who)
+        self._metrics.adapter_changes.labels("pin").inc()
+        return self._told(record)
+
+    async def UnpinAdapter(
+        self,
+        request: adapter_service_pb2.UnpinAdapterRequest,
+        context: "Context",
+    ) -> adapter_pb2.Adapter:
+        """Keeps it no longer."""
+        record = await self._tiers.unpin(request.adapter, callers.current().who)
+        self._metrics.adapter_changes.labels("unpin").inc()
+        return self._told(record)
 
     async def ListAuditEvents(
         self,
@@ -220,7 +254,11 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
     ) -> adapter_pb2.Adapter:
         record = await self._call(change, *args, **kwargs)
         self._metrics.adapter_changes.labels(action).inc()
-        return messages.adapter(record)
+        self._tiers.changed()
+        return self._told(record)
+
+    def _told(self, record: AdapterRecord, asked: VersionSummary | None = None) -> adapter_pb2.Adapter:
+        return messages.adapter(record, self._tiers.of(record.latest_version.digest), asked)
 
     async def _begin(self, spec: adapter_service_pb2.UploadSpec, offset: int, who: str) -> Upload:
         asked = messages.upload_spec(spec)
@@ -242,7 +280,9 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
 
     async def _commit(self, upload: Upload) -> Published:
         """Once begun it goes on even if the call is cancelled: whoever asks for the upload then hears how it ended."""
-        published = await asyncio.get_running_loop().run_in_executor(self._checks, upload.commit)
+        loop, committing = asyncio.get_running_loop(), self._checks.submit(upload.commit)
+        committing.add_done_callback(lambda _: loop.call_soon_threadsafe(self._tiers.changed))
+        published = await asyncio.wrap_future(committing)
         outcome = "checked" if published.version is None else "created" if published.created else "unchanged"
         self._metrics.uploads.labels(outcome).inc()
         return published

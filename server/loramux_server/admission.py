@@ -125,6 +125,19 @@ class Admission:
         job = replace(job, blend=blend, negative_blend=negative, source=source)
         return sizes.settled(job, request) if self.base.size_conditioned else job
 
+    def suits(self, version: VersionRecord) -> None:
+        """Refuses a version that the base cannot use.
+
+        Raises:
+            Incompatible: it is of another layout.
+        """
+        if not self._fits(version):
+            raise Incompatible(
+                "LAYOUT_MISMATCH",
+                f"adapter {version.adapter}@{version.number} is for the layout {version.layout_name}, "
+                f"the base {self.base.name} has {self.base.layout_name}",
+            )
+
     def _resolved(self, field: str, entries: Sequence[BlendEntry]) -> tuple[Weighted, ...]:
         blend = tuple(self._weighted(entry) for entry in entries)
         _refuse_twice(field, blend)
@@ -162,12 +175,7 @@ class Admission:
 
     def _weighted(self, entry: BlendEntry) -> Weighted:
         version = self._store.resolve(entry.adapter)
-        if not self._fits(version):
-            raise Incompatible(
-                "LAYOUT_MISMATCH",
-                f"adapter {entry.adapter} is for the layout {version.layout_name}, "
-                f"the base {self.base.name} has {self.base.layout_name}",
-            )
+        self.suits(version)
         weight = entry.weight
         if weight is None:
             weight = _either(self._store.get_adapter(version.adapter).default_weight, 1.0)

@@ -48,6 +48,7 @@ from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
 from loramux_server.service import GenerationService
 from loramux_server.settings import BUILTIN, Settings
+from loramux_server.tiers import Tiers
 from loramux_server.tls import Credentials, files, read_identity
 from loramux_server.watchdog import Service, Watchdog
 from loramux_store.header import read_container
@@ -147,7 +148,8 @@ class App:
             live=lambda: self.runner.alive,
             ready=lambda: self._ready and watchdog.ready,
         )
-        shelf = AdapterService(self.store, self.metrics)
+        tiers = Tiers(self.store, self.engine.adapters, self.admission.suits, self.metrics)
+        shelf = AdapterService(self.store, tiers, self.metrics)
         pictures = GenerationService(self.admission, self.runner, self._server_facts(), settings.log_prompts)
         server, checks = self._server(pictures, shelf)
         watchdog = Watchdog(self._services(), checks, self.metrics)
@@ -164,6 +166,7 @@ class App:
                 watchdog.watch(stop),
                 keep_clean(self.store, self.metrics, stop),
                 keep_current(self._watched(credentials), self.metrics, stop),
+                tiers.keep(stop),
             )
         finally:
             self._ready = False

@@ -37,6 +37,7 @@ _TURNED_AWAY = (
     errors.OverLimit,
     errors.Unknown,
     errors.Forbidden,
+    errors.PinTooLarge,
 )
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -190,6 +191,8 @@ def _describe(error: Exception) -> _Details:
             return code.INTERNAL, "PICTURE_FAILED", {}, []
         case shelf.NotFound():
             return code.NOT_FOUND, "ADAPTER_NOT_FOUND", {"adapter": _short(error.ref)}, []
+        case shelf.PinNotFound():
+            return code.NOT_FOUND, "PIN_NOT_FOUND", {"adapter": _short(error.ref)}, []
         case shelf.Changed():
             return code.ABORTED, "ETAG_MISMATCH", {"adapter": error.name, "etag": error.current}, []
         case shelf.UploadNotFound():

@@ -66,6 +66,8 @@ class Metrics:
         self.cache_budget = gauge("adapter_cache_budget_bytes", "Bytes that the tier may take.", "tier")
         self.resident = gauge("adapters_resident", "Adapters in the tier.", "tier")
         self.resident_bytes = gauge("adapter_resident_bytes", "Bytes of the adapters in the tier.", "tier")
+        self.pinned = gauge("adapters_pinned", "Adapters kept in the tier by pins.", "tier")
+        self.pins_unmet = gauge("adapter_pins_unmet", "Pins whose adapter cannot be kept where it is pinned.")
         self.text_cache_hits = counter("text_cache_hits_total", "Texts found in the cache.", "cache")
         self.text_cache_misses = counter("text_cache_misses_total", "Texts that had to be computed.", "cache")
         self.text_cache_evictions = counter("text_cache_evictions_total", "Texts put out of the cache.", "cache")
@@ -82,7 +84,9 @@ class Metrics:
         )
         self.uploads_in_progress = gauge("uploads_in_progress", "Calls that send an adapter file now.")
         self.uploads = counter("uploads_total", "Uploads that ended or were left, by how.", "outcome")
-        self.adapter_changes = counter("adapter_changes_total", "Adapters updated, deleted, undeleted.", "action")
+        self.adapter_changes = counter(
+            "adapter_changes_total", "Adapters updated, deleted, undeleted, pinned, unpinned.", "action"
+        )
         self.downloads = counter("downloads_total", "Downloads that ended, by how.", "outcome")
         self.download_bytes = counter("download_bytes_total", "Bytes of adapter files sent.")
         self.reloads = counter(

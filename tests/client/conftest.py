@@ -188,6 +188,9 @@ def adapter(name: str) -> adapter_pb2.Adapter:
     made.create_time.FromSeconds(1_000_000_000)
     made.licence, made.base_model, made.etag, made.trigger_source = "CC0", "v1-5", "e-1", "ss_dataset_dirs"
     made.aliases["prod"] = 1
+    made.tier = adapter_pb2.TIER_HOST
+    made.pins.add(reference=name, tier=adapter_pb2.TIER_DEVICE)
+    made.pins.add(reference=f"{name}@prod", tier=adapter_pb2.TIER_HOST)
     return made
 
 
@@ -312,6 +315,19 @@ class FakeAdapters(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def UndeleteAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
         await self.server.check(request, context)
         return adapter(request.name)
+
+    async def PreloadAdapter(self, request: Any, context: Any) -> Any:
+        await self.server.check(request, context)
+        made = version(request.adapter.partition("@")[0], 2)
+        return adapter_service_pb2.PreloadAdapterResponse(version=made, tier=request.tier)
+
+    async def PinAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
+        await self.server.check(request, context)
+        return adapter(request.adapter.partition("@")[0])
+
+    async def UnpinAdapter(self, request: Any, context: Any) -> adapter_pb2.Adapter:
+        await self.server.check(request, context)
+        return adapter(request.adapter.partition("@")[0])
 
     async def ListAuditEvents(self, request: Any, context: Any) -> Any:
         await self.server.check(request, context)

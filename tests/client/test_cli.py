@@ -18,7 +18,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStubs]
 
-from loramux.v1 import generation_pb2
+from loramux.v1 import adapter_pb2, generation_pb2
 from loramux_client import cli
 from loramux_client.commands import installed
 from loramux_client.commands.generate import numbered
@@ -325,6 +325,20 @@ async def test_undelete_puts_back(server: Any, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "put back ink\n"
 
 
+async def test_pins_are_set_taken_back_and_shown(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run(server, "adapters", "preload", "ink@prod", "--tier", "host") == 0
+    assert await run(server, "adapters", "pin", "ink") == 0
+    assert await run(server, "adapters", "unpin", "ink") == 0
+    assert capsys.readouterr().out == ("ink@2 is in the tier host\npinned ink to the tier device\nunpinned ink\n")
+    assert [request.adapter for request in server.requests] == ["ink@prod", "ink", "ink"]
+    assert server.requests[1].tier == adapter_pb2.TIER_DEVICE
+    assert await run(server, "adapters", "show", "ink") == 0
+    said = capsys.readouterr().out
+    assert "pins            device, @prod=host\n" in said and "now in          host\n" in said
+    assert await run(server, "adapters", "list") == 0
+    assert "device, @prod=host" in capsys.readouterr().out
+
+
 async def test_log_shows_the_newest(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert await run(server, "adapters", "log", "--most", "2") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -381,6 +395,7 @@ async def test_a_refusal_is_one_line_and_one_for_each_violation(
         ["adapters", "push", "f", "--label", "nothing"],
         ["adapters", "update", "x", "--alias", "prod=latest"],
         ["adapters", "log", "--most", "0"],
+        ["adapters", "pin", "x", "--tier", "disk"],
         ["adapters", "bogus"],
     ],
 )

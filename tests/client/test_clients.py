@@ -257,6 +257,24 @@ async def test_deleting_and_undeleting_may_depend_on_an_etag(ask: Any, server: A
     assert [(r.name, r.etag) for r in server.requests] == [("ink", "e"), ("ink", "f")]
 
 
+async def test_adapters_are_preloaded_and_pinned_to_a_tier(ask: Any, server: Any) -> None:
+    loaded = await ask("preload_adapter", "ink@prod", "host")
+    assert (loaded.version.adapter, loaded.version.number, loaded.tier) == ("ink", 2, "host")
+    assert (await ask("preload_adapter", "ink")).tier == "device"
+    pinned = await ask("pin_adapter", "ink@prod", "host")
+    assert pinned.pins == {"ink": "device", "ink@prod": "host"} and pinned.tier == "host"
+    await ask("pin_adapter", "ink")
+    await ask("unpin_adapter", "ink@prod")
+    host, device = adapter_pb2.TIER_HOST, adapter_pb2.TIER_DEVICE
+    asked = [(request.adapter, getattr(request, "tier", None)) for request in server.requests]
+    assert asked == [("ink@prod", host), ("ink", device), ("ink@prod", host), ("ink", device), ("ink@prod", None)]
+    for method in ("preload_adapter", "pin_adapter"):
+        with pytest.raises(errors.InvalidArgument, match="tier: is 'disk', expected host or device"):
+            await ask(method, "ink", "disk")
+    with pytest.raises(errors.InvalidArgument, match="adapter"):
+        await ask("unpin_adapter", 3)
+
+
 async def test_the_audit_log_comes_whole(ask: Any, server: Any) -> None:
     found = await ask("list_audit_events", "a1")
     assert found[0] == AuditEvent(None, "ann", "upload", "a5", 1, "d")

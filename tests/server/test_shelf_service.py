@@ -14,6 +14,7 @@ import pytest
 import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from loading import Pool
 from safetensors.torch import save
 
 from loramux.v1 import adapter_service_pb2 as pb
@@ -26,6 +27,7 @@ from loramux_server.adapter_service import AdapterService
 from loramux_server.interceptors import Interceptor
 from loramux_server.janitor import keep_clean
 from loramux_server.metrics import Metrics
+from loramux_server.tiers import Tiers
 from loramux_store import Store
 from loramux_store.errors import DiskFailed
 
@@ -57,7 +59,10 @@ class Door:
 
     async def open(self) -> None:
         self.store, self.metrics = Store.open(self.folder, **self.options), Metrics()
-        self.service = AdapterService(self.store, self.metrics)
+        cache = Pool(rows=16).cache
+        self.close_cache = cache.close
+        tiers = Tiers(self.store, cache, lambda _: None, self.metrics)
+        self.service = AdapterService(self.store, tiers, self.metrics)
         self.server = grpc.aio.server(interceptors=[Interceptor(self.metrics)], options=[("grpc.so_reuseport", 0)])
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(self.service, self.server)
         self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
@@ -69,6 +74,7 @@ class Door:
         await self.channel.close()
         await self.server.stop(None)
         await self.service.close()
+        self.close_cache()
         self.store.close()
 
     def outcomes(self) -> dict[str, float]:

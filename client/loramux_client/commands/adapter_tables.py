@@ -10,7 +10,20 @@ from collections.abc import Collection, Iterator
 from loramux_client import shelf, terminal
 from loramux_client.sidecars import Beside
 
-ADAPTER_COLUMNS = ("name", "version", "kind", "rank", "layout", "size", "weight", "trigger words", "aliases", "digest")
+ADAPTER_COLUMNS = (
+    "name",
+    "version",
+    "kind",
+    "rank",
+    "layout",
+    "size",
+    "weight",
+    "trigger words",
+    "aliases",
+    "pins",
+    "now in",
+    "digest",
+)
 VERSION_COLUMNS = ("version", "rank", "kind", "trigger", "layout", "size", "on device", "created", "digest", "blob")
 
 
@@ -33,6 +46,12 @@ def _aliases(adapter: shelf.Adapter) -> str:
     return ", ".join(f"{alias}={number}" for alias, number in adapter.aliases.items())
 
 
+def _pins(adapter: shelf.Adapter) -> str:
+    """Such as `device, @prod=host`: the bare name's without a name."""
+    pins = {reference.removeprefix(adapter.name): tier for reference, tier in adapter.pins.items()}
+    return ", ".join(f"{at}={tier}" if at else tier for at, tier in sorted(pins.items()))
+
+
 def say_beside(beside: Beside, options: Collection[str] = ()) -> None:
     """What was taken from the files beside one, or would be; not what the options say otherwise."""
     for name, value in beside.said.items():
@@ -51,6 +70,8 @@ def facts(adapter: shelf.Adapter) -> Iterator[tuple[str, str]]:
     yield "trigger words", _words(adapter) + told
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(adapter.labels.items()))
     yield "aliases", _aliases(adapter)
+    yield "pins", _pins(adapter)
+    yield "now in", adapter.tier
     yield "licence", adapter.licence
     yield "base model", adapter.base_model
     for fact, time in (("created", adapter.create_time), ("updated", adapter.update_time)):
@@ -75,6 +96,8 @@ def adapter_row(adapter: shelf.Adapter) -> tuple[str, ...]:
         _weight(adapter),
         _words(adapter),
         _aliases(adapter),
+        _pins(adapter),
+        adapter.tier,
         terminal.short(version.digest),
     )
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18loramux/v1/adapter.proto\x12\nloramux.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x01\n\tEmbedding\x12\x0f\n\x07trigger\x18\x01 \x01(\t\x12\x0f\n\x07vectors\x18\x02 \x01(\x05\x12\x31\n\x06widths\x18\x03 \x03(\x0b\x32!.loramux.v1.Embedding.WidthsEntry\x1a-\n\x0bWidthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"\xfb\x04\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0elatest_version\x18\x02 \x01(\x0b\x32\x1a.loramux.v1.AdapterVersion\x12/\n\x06labels\x18\x03 \x03(\x0b\x32\x1f.loramux.v1.Adapter.LabelsEntry\x12\x1b\n\x0e\x64\x65\x66\x61ult_weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rtrigger_words\x18\x05 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07licence\x18\n \x01(\t\x12\x12\n\nbase_model\x18\x0b \x01(\t\x12\x31\n\x07\x61liases\x18\x0c \x03(\x0b\x32 .loramux.v1.Adapter.AliasesEntry\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12\x16\n\x0etrigger_source\x18\x0e \x01(\t\x12\x31\n\rasked_version\x18\x0f \x01(\x0b\x32\x1a.loramux.v1.AdapterVersion\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x11\n\x0f_default_weight\"_\n\tFileNotes\x12\x15\n\rtrigger_words\x18\x01 \x03(\t\x12\x16\n\x0etrigger_source\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\"\x85\x01\n\nAuditEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03who\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\xdd\x02\n\x0e\x41\x64\x61pterVersion\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x13\n\x0b\x62lob_digest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12%\n\x04kind\x18\x06 \x01(\x0e\x32\x17.loramux.v1.AdapterKind\x12\x0e\n\x06layout\x18\x07 \x01(\t\x12\x15\n\rlayout_digest\x18\x08 \x01(\t\x12\x0c\n\x04rank\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\tembedding\x18\x0b \x01(\x0b\x32\x15.loramux.v1.Embedding\x12\x14\n\x0c\x64\x65vice_bytes\x18\x0c \x01(\x03\x12$\n\x05notes\x18\r \x01(\x0b\x32\x15.loramux.v1.FileNotes\"\xd1\x01\n\x0c\x41\x63\x63\x65ptReport\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x03(\t\x12*\n\x07matched\x18\x04 \x03(\x0b\x32\x19.loramux.v1.MatchedModule\x12\'\n\x07ignored\x18\x05 \x03(\x0b\x32\x16.loramux.v1.IgnoredKey\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12(\n\tembedding\x18\x07 \x01(\x0b\x32\x15.loramux.v1.Embedding\"~\n\rMatchedModule\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x11\n\talgorithm\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12\x0c\n\x04\x61xis\x18\x07 \x01(\t\")\n\nIgnoredKey\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*^\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x1a\n\x16\x41\x44\x41PTER_KIND_EMBEDDING\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18loramux/v1/adapter.proto\x12\nloramux.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x03Pin\x12\x11\n\treference\x18\x01 \x01(\t\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.loramux.v1.Tier\"\x8f\x01\n\tEmbedding\x12\x0f\n\x07trigger\x18\x01 \x01(\t\x12\x0f\n\x07vectors\x18\x02 \x01(\x05\x12\x31\n\x06widths\x18\x03 \x03(\x0b\x32!.loramux.v1.Embedding.WidthsEntry\x1a-\n\x0bWidthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"\xba\x05\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0elatest_version\x18\x02 \x01(\x0b\x32\x1a.loramux.v1.AdapterVersion\x12/\n\x06labels\x18\x03 \x03(\x0b\x32\x1f.loramux.v1.Adapter.LabelsEntry\x12\x1b\n\x0e\x64\x65\x66\x61ult_weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rtrigger_words\x18\x05 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07licence\x18\n \x01(\t\x12\x12\n\nbase_model\x18\x0b \x01(\t\x12\x31\n\x07\x61liases\x18\x0c \x03(\x0b\x32 .loramux.v1.Adapter.AliasesEntry\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12\x16\n\x0etrigger_source\x18\x0e \x01(\t\x12\x31\n\rasked_version\x18\x0f \x01(\x0b\x32\x1a.loramux.v1.AdapterVersion\x12\x1d\n\x04pins\x18\x10 \x03(\x0b\x32\x0f.loramux.v1.Pin\x12\x1e\n\x04tier\x18\x11 \x01(\x0e\x32\x10.loramux.v1.Tier\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x11\n\x0f_default_weight\"_\n\tFileNotes\x12\x15\n\rtrigger_words\x18\x01 \x03(\t\x12\x16\n\x0etrigger_source\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\"\x85\x01\n\nAuditEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03who\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\xdd\x02\n\x0e\x41\x64\x61pterVersion\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x13\n\x0b\x62lob_digest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12%\n\x04kind\x18\x06 \x01(\x0e\x32\x17.loramux.v1.AdapterKind\x12\x0e\n\x06layout\x18\x07 \x01(\t\x12\x15\n\rlayout_digest\x18\x08 \x01(\t\x12\x0c\n\x04rank\x18\t \x01(\x05\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\tembedding\x18\x0b \x01(\x0b\x32\x15.loramux.v1.Embedding\x12\x14\n\x0c\x64\x65vice_bytes\x18\x0c \x01(\x03\x12$\n\x05notes\x18\r \x01(\x0b\x32\x15.loramux.v1.FileNotes\"\xd1\x01\n\x0c\x41\x63\x63\x65ptReport\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x03(\t\x12*\n\x07matched\x18\x04 \x03(\x0b\x32\x19.loramux.v1.MatchedModule\x12\'\n\x07ignored\x18\x05 \x03(\x0b\x32\x16.loramux.v1.IgnoredKey\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12(\n\tembedding\x18\x07 \x01(\x0b\x32\x15.loramux.v1.Embedding\"~\n\rMatchedModule\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x11\n\talgorithm\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12\x0c\n\x04\x61xis\x18\x07 \x01(\t\")\n\nIgnoredKey\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*^\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x1a\n\x16\x41\x44\x41PTER_KIND_EMBEDDING\x10\x02*K\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_DISK\x10\x01\x12\r\n\tTIER_HOST\x10\x02\x12\x0f\n\x0bTIER_DEVICE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,28 +38,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_ADAPTER_ALIASESENTRY']._loaded_options = None
   _globals['_ADAPTER_ALIASESENTRY']._serialized_options = b'8\001'
-  _globals['_ADAPTERKIND']._serialized_start=1825
-  _globals['_ADAPTERKIND']._serialized_end=1919
-  _globals['_EMBEDDING']._serialized_start=74
-  _globals['_EMBEDDING']._serialized_end=217
-  _globals['_EMBEDDING_WIDTHSENTRY']._serialized_start=172
-  _globals['_EMBEDDING_WIDTHSENTRY']._serialized_end=217
-  _globals['_ADAPTER']._serialized_start=220
-  _globals['_ADAPTER']._serialized_end=855
-  _globals['_ADAPTER_LABELSENTRY']._serialized_start=743
-  _globals['_ADAPTER_LABELSENTRY']._serialized_end=788
-  _globals['_ADAPTER_ALIASESENTRY']._serialized_start=790
-  _globals['_ADAPTER_ALIASESENTRY']._serialized_end=836
-  _globals['_FILENOTES']._serialized_start=857
-  _globals['_FILENOTES']._serialized_end=952
-  _globals['_AUDITEVENT']._serialized_start=955
-  _globals['_AUDITEVENT']._serialized_end=1088
-  _globals['_ADAPTERVERSION']._serialized_start=1091
-  _globals['_ADAPTERVERSION']._serialized_end=1440
-  _globals['_ACCEPTREPORT']._serialized_start=1443
-  _globals['_ACCEPTREPORT']._serialized_end=1652
-  _globals['_MATCHEDMODULE']._serialized_start=1654
-  _globals['_MATCHEDMODULE']._serialized_end=1780
-  _globals['_IGNOREDKEY']._serialized_start=1782
-  _globals['_IGNOREDKEY']._serialized_end=1823
+  _globals['_ADAPTERKIND']._serialized_start=1946
+  _globals['_ADAPTERKIND']._serialized_end=2040
+  _globals['_TIER']._serialized_start=2042
+  _globals['_TIER']._serialized_end=2117
+  _globals['_PIN']._serialized_start=73
+  _globals['_PIN']._serialized_end=129
+  _globals['_EMBEDDING']._serialized_start=132
+  _globals['_EMBEDDING']._serialized_end=275
+  _globals['_EMBEDDING_WIDTHSENTRY']._serialized_start=230
+  _globals['_EMBEDDING_WIDTHSENTRY']._serialized_end=275
+  _globals['_ADAPTER']._serialized_start=278
+  _globals['_ADAPTER']._serialized_end=976
+  _globals['_ADAPTER_LABELSENTRY']._serialized_start=864
+  _globals['_ADAPTER_LABELSENTRY']._serialized_end=909
+  _globals['_ADAPTER_ALIASESENTRY']._serialized_start=911
+  _globals['_ADAPTER_ALIASESENTRY']._serialized_end=957
+  _globals['_FILENOTES']._serialized_start=978
+  _globals['_FILENOTES']._serialized_end=1073
+  _globals['_AUDITEVENT']._serialized_start=1076
+  _globals['_AUDITEVENT']._serialized_end=1209
+  _globals['_ADAPTERVERSION']._serialized_start=1212
+  _globals['_ADAPTERVERSION']._serialized_end=1561
+  _globals['_ACCEPTREPORT']._serialized_start=1564
+  _globals['_ACCEPTREPORT']._serialized_end=1773
+  _globals['_MATCHEDMODULE']._serialized_start=1775
+  _globals['_MATCHEDMODULE']._serialized_end=1901
+  _globals['_IGNOREDKEY']._serialized_start=1903
+  _globals['_IGNOREDKEY']._serialized_end=1944
 # @@protoc_insertion_point(module_scope)

@@ -15,9 +15,28 @@ class AdapterKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_KIND_UNSPECIFIED: _ClassVar[AdapterKind]
     ADAPTER_KIND_LORA: _ClassVar[AdapterKind]
     ADAPTER_KIND_EMBEDDING: _ClassVar[AdapterKind]
+
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_DISK: _ClassVar[Tier]
+    TIER_HOST: _ClassVar[Tier]
+    TIER_DEVICE: _ClassVar[Tier]
 ADAPTER_KIND_UNSPECIFIED: AdapterKind
 ADAPTER_KIND_LORA: AdapterKind
 ADAPTER_KIND_EMBEDDING: AdapterKind
+TIER_UNSPECIFIED: Tier
+TIER_DISK: Tier
+TIER_HOST: Tier
+TIER_DEVICE: Tier
+
+class Pin(_message.Message):
+    __slots__ = ("reference", "tier")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    tier: Tier
+    def __init__(self, reference: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("trigger", "vectors", "widths")
@@ -37,7 +56,7 @@ class Embedding(_message.Message):
     def __init__(self, trigger: _Optional[str] = ..., vectors: _Optional[int] = ..., widths: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "latest_version", "labels", "default_weight", "trigger_words", "description", "create_time", "update_time", "delete_time", "licence", "base_model", "aliases", "etag", "trigger_source", "asked_version")
+    __slots__ = ("name", "latest_version", "labels", "default_weight", "trigger_words", "description", "create_time", "update_time", "delete_time", "licence", "base_model", "aliases", "etag", "trigger_source", "asked_version", "pins", "tier")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +86,8 @@ class Adapter(_message.Message):
     ETAG_FIELD_NUMBER: _ClassVar[int]
     TRIGGER_SOURCE_FIELD_NUMBER: _ClassVar[int]
     ASKED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     name: str
     latest_version: AdapterVersion
     labels: _containers.ScalarMap[str, str]
@@ -82,7 +103,9 @@ class Adapter(_message.Message):
     etag: str
     trigger_source: str
     asked_version: AdapterVersion
-    def __init__(self, name: _Optional[str] = ..., latest_version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., licence: _Optional[str] = ..., base_model: _Optional[str] = ..., aliases: _Optional[_Mapping[str, int]] = ..., etag: _Optional[str] = ..., trigger_source: _Optional[str] = ..., asked_version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    tier: Tier
+    def __init__(self, name: _Optional[str] = ..., latest_version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., default_weight: _Optional[float] = ..., trigger_words: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., licence: _Optional[str] = ..., base_model: _Optional[str] = ..., aliases: _Optional[_Mapping[str, int]] = ..., etag: _Optional[str] = ..., trigger_source: _Optional[str] = ..., asked_version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
 
 class FileNotes(_message.Message):
     __slots__ = ("trigger_words", "trigger_source", "licence", "base_model")

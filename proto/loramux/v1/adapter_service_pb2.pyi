@@ -225,3 +225,33 @@ class ListAuditEventsResponse(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[_adapter_pb2.AuditEvent]
     next_page_token: str
     def __init__(self, events: _Optional[_Iterable[_Union[_adapter_pb2.AuditEvent, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class PreloadAdapterRequest(_message.Message):
+    __slots__ = ("adapter", "tier")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    tier: _adapter_pb2.Tier
+    def __init__(self, adapter: _Optional[str] = ..., tier: _Optional[_Union[_adapter_pb2.Tier, str]] = ...) -> None: ...
+
+class PreloadAdapterResponse(_message.Message):
+    __slots__ = ("version", "tier")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    version: _adapter_pb2.AdapterVersion
+    tier: _adapter_pb2.Tier
+    def __init__(self, version: _Optional[_Union[_adapter_pb2.AdapterVersion, _Mapping]] = ..., tier: _Optional[_Union[_adapter_pb2.Tier, str]] = ...) -> None: ...
+
+class PinAdapterRequest(_message.Message):
+    __slots__ = ("adapter", "tier")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    tier: _adapter_pb2.Tier
+    def __init__(self, adapter: _Optional[str] = ..., tier: _Optional[_Union[_adapter_pb2.Tier, str]] = ...) -> None: ...
+
+class UnpinAdapterRequest(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    def __init__(self, adapter: _Optional[str] = ...) -> None: ...

@@ -92,6 +92,21 @@ class AdapterServiceStub:
                 request_serializer=loramux_dot_v1_dot_adapter__service__pb2.UndeleteAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.PreloadAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/PreloadAdapter',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.PreloadAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__service__pb2.PreloadAdapterResponse.FromString,
+                _registered_method=True)
+        self.PinAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/PinAdapter',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.UnpinAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/UnpinAdapter',
+                request_serializer=loramux_dot_v1_dot_adapter__service__pb2.UnpinAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+                _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/loramux.v1.AdapterService/ListAuditEvents',
                 request_serializer=loramux_dot_v1_dot_adapter__service__pb2.ListAuditEventsRequest.SerializeToString,
@@ -194,6 +209,34 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreloadAdapter(self, request, context):
+        """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
+        do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
+        (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
+        deadline; a call that is cancelled leaves nothing waiting.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinAdapter(self, request, context):
+        """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
+        Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
+        nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
+        pins would take more than half of the tier.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinAdapter(self, request, context):
+        """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
+        (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditEvents(self, request, context):
         """Who changed what and when, newest first, in pages.
         """
@@ -257,6 +300,21 @@ def add_AdapterServiceServicer_to_server(servicer, server):
             'UndeleteAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.UndeleteAdapter,
                     request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.UndeleteAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
+            ),
+            'PreloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreloadAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.PreloadAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__service__pb2.PreloadAdapterResponse.SerializeToString,
+            ),
+            'PinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
+            ),
+            'UnpinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapter__service__pb2.UnpinAdapterRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
@@ -563,6 +621,87 @@ class AdapterService:
             target,
             '/loramux.v1.AdapterService/UndeleteAdapter',
             loramux_dot_v1_dot_adapter__service__pb2.UndeleteAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/PreloadAdapter',
+            loramux_dot_v1_dot_adapter__service__pb2.PreloadAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__service__pb2.PreloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/PinAdapter',
+            loramux_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/UnpinAdapter',
+            loramux_dot_v1_dot_adapter__service__pb2.UnpinAdapterRequest.SerializeToString,
             loramux_dot_v1_dot_adapter__pb2.Adapter.FromString,
             options,
             channel_credentials,

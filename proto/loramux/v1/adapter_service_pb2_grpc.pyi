@@ -77,6 +77,22 @@ class AdapterServiceStub:
     """Puts a deleted adapter back as it was; one that is on the shelf stays as it is. Errors are those of
     UpdateAdapter.
     """
+    PreloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.PreloadAdapterRequest, _adapter_service_pb2.PreloadAdapterResponse]
+    """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
+    do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
+    (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
+    deadline; a call that is cancelled leaves nothing waiting.
+    """
+    PinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.PinAdapterRequest, _adapter_pb2.Adapter]
+    """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
+    Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
+    nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
+    pins would take more than half of the tier.
+    """
+    UnpinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UnpinAdapterRequest, _adapter_pb2.Adapter]
+    """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
+    (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
+    """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAuditEventsRequest, _adapter_service_pb2.ListAuditEventsResponse]
     """Who changed what and when, newest first, in pages."""
 
@@ -127,6 +143,22 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     UndeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UndeleteAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
     """Puts a deleted adapter back as it was; one that is on the shelf stays as it is. Errors are those of
     UpdateAdapter.
+    """
+    PreloadAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.PreloadAdapterRequest, _adapter_service_pb2.PreloadAdapterResponse]  # type: ignore[assignment]
+    """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
+    do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
+    (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
+    deadline; a call that is cancelled leaves nothing waiting.
+    """
+    PinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.PinAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
+    """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
+    Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
+    nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
+    pins would take more than half of the tier.
+    """
+    UnpinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UnpinAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
+    """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
+    (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAuditEventsRequest, _adapter_service_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """Who changed what and when, newest first, in pages."""
@@ -241,6 +273,40 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
         """Puts a deleted adapter back as it was; one that is on the shelf stays as it is. Errors are those of
         UpdateAdapter.
+        """
+
+    @_abc_1.abstractmethod
+    def PreloadAdapter(
+        self,
+        request: _adapter_service_pb2.PreloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_service_pb2.PreloadAdapterResponse, _abc.Awaitable[_adapter_service_pb2.PreloadAdapterResponse]]:
+        """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
+        do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
+        (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
+        deadline; a call that is cancelled leaves nothing waiting.
+        """
+
+    @_abc_1.abstractmethod
+    def PinAdapter(
+        self,
+        request: _adapter_service_pb2.PinAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
+        """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
+        Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
+        nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
+        pins would take more than half of the tier.
+        """
+
+    @_abc_1.abstractmethod
+    def UnpinAdapter(
+        self,
+        request: _adapter_service_pb2.UnpinAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
+        """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
+        (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
         """
 
     @_abc_1.abstractmethod
