@@ -12,10 +12,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from loramux_server.bench import cli, engine, gpu, ingest, kernels, shapes, soak, store, unet
+from loramux_server.bench import cli, engine, gpu, ingest, kernels, shapes, soak, store, tiers, unet
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
 from loramux_server.engine.device_tier import DeviceTier
+from loramux_server.requests import BlendEntry
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,22 @@ def test_a_soak_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "_ROOM", 10.0)
     rows = {row.name: row for row in soak.measure(12)}
     assert not rows["pictures that were wrong"].holds and not rows["rank rows lost"].holds
+
+
+def test_many_adapters_are_asked_for_where_few_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The long form, `loramux bench tiers`, has a thousand; what takes how long is not for a test to say."""
+    monkeypatch.setattr(tiers, "_SLOWED_S", 0.5)
+    monkeypatch.setattr(tiers, "_ROUNDS", 2)
+    rows = tiers.measure(tiers.Size(adapters=8, room=3, requests=6, slow=1, steps=1))
+    assert [row.bound for row in rows if row.bound] == [">=0.8", "<=16", "<=1.5", "<=1.5"]
+    assert all(row.value > 0 for row in rows if row.unit in ("x", "a second"))
+    assert all(0 <= row.value <= 1 for row in rows if row.unit == "of requests"), rows
+
+
+def test_adapters_that_do_nothing_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "BlendEntry", lambda name, _: BlendEntry(name, 0.0))
+    with pytest.raises(AssertionError, match="the adapters do nothing"):
+        tiers.measure(tiers.Size(adapters=2, room=2, requests=1, slow=1, steps=1))
 
 
 def test_the_engine_is_compared_with_what_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

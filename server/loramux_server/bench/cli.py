@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Literal
 
-Name = Literal["kernels", "overhead", "engine", "unet", "store", "scheduler", "soak", "tune"]
+Name = Literal["kernels", "overhead", "engine", "unet", "store", "scheduler", "tiers", "soak", "tune"]
 
 
 def bench(name: Name, *, json: bool = False) -> int:
@@ -24,7 +24,9 @@ def bench(name: Name, *, json: bool = False) -> int:
         diffusers with PEFT, and what lies between two forwards. unet: a UNet of Stable Diffusion 1.5's size with one
         adapter against the same without and with PEFT; takes 4 GB. store: publishing a file against hashing it; a page
         of a hundred thousand adapters, and opening a store of as many. scheduler: how long requests take over their
-        fair share, on a simulated device; also draws out/bench/scheduler.png. soak: thousands of requests that load,
+        fair share, on a simulated device; also draws out/bench/scheduler.png. tiers: a
+        thousand adapters asked for with a Zipf tail where fifty fit on the device, and the gaps between ticks beside a
+        slow disk. soak: thousands of requests that load,
         blend, evict and are cancelled, and whether anything is left behind; takes long. tune: which kernel is fastest
         for each layer on the NVIDIA card here; rewrites the kernels' dispatch table.
     json:
@@ -37,7 +39,7 @@ def bench(name: Name, *, json: bool = False) -> int:
 
     memory.keep_freed()  # as `loramux serve` does it
     from loramux_server import logs
-    from loramux_server.bench import engine, harness, kernels, overhead, scheduling, soak, store, tune, unet
+    from loramux_server.bench import engine, harness, kernels, overhead, scheduling, soak, store, tiers, tune, unet
 
     if name == "tune" and not tune.possible():
         print(
@@ -52,6 +54,7 @@ def bench(name: Name, *, json: bool = False) -> int:
         "unet": unet,
         "store": store,
         "scheduler": scheduling,
+        "tiers": tiers,
         "soak": soak,
         "tune": tune,
     }
