@@ -122,7 +122,7 @@ class App:
         layout = _registered(self.engine.layout, self.store)
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
-        max_rows = _max_rows(settings, base)
+        max_rows = _max_rows(settings, base, self.engine.later_bytes)
         self.metrics.max_rows.set(max_rows((base.side // base.latent_scale) ** 2))
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, max_rows), self.metrics)
         self.admission = Admission(
@@ -277,12 +277,12 @@ def _fixed(settings: Settings) -> Fixed | None:
     return fixed
 
 
-def _max_rows(settings: Settings, base: Base) -> Callable[[int], int]:
-    """Most rows of a forward by latent area: as set, or what fits."""
+def _max_rows(settings: Settings, base: Base, later_bytes: int) -> Callable[[int], int]:
+    """Most rows of a forward by latent area: as set, or what fits beside what the engine takes up later."""
     if settings.deterministic:
         return lambda _area: DETERMINISTIC_ROWS
     if settings.max_rows is None and base.device.type == "cuda":
-        return row_budget.on_cuda(base).rows
+        return row_budget.on_cuda(base, later_bytes).rows
     rows = settings.max_rows or _CPU_ROWS
     return lambda _area: rows
 

@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     side_bytes: int = Field(
         default=2 << 30,
         ge=0,
-        description="Most bytes of device memory for adapters without cheap rank rows, such as LoKr and full "
-        "differences; none is taken before one is used.",
+        description="Most bytes of device memory for what has no cheap rank rows, such as LoKr, full differences and "
+        "magnitudes of DoRA; none is taken before one is used.",
     )
     prompt_cache_bytes: int = Field(
         default=64 << 20, ge=0, description="Bytes of device memory for embeddings of prompts; 0 keeps none."

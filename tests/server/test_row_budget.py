@@ -11,6 +11,7 @@ import torch
 from loramux_server import app
 from loramux_server.engine import row_budget
 from loramux_server.engine.conditioning import blank, unet_arguments
+from loramux_server.engine.device_tier import VECTOR_BYTES
 from loramux_server.engine.load_base import load_base
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.row_budget import MOST_ROWS, RowBudget, measure
@@ -48,12 +49,12 @@ def test_the_setting_comes_first_then_the_measurement_then_the_cpus_number(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = loaded(tiny_base)
-    assert app._max_rows(Settings(), base)(AREA) == 32
-    assert app._max_rows(Settings(max_rows=6), base)(AREA) == 6
-    monkeypatch.setattr(row_budget, "on_cuda", lambda _: RowBudget(10 * AREA, 1))
+    assert app._max_rows(Settings(), base, 0)(AREA) == 32
+    assert app._max_rows(Settings(max_rows=6), base, 0)(AREA) == 6
+    monkeypatch.setattr(row_budget, "on_cuda", lambda *_: RowBudget(10 * AREA, 1))
     base = replace(base, device=torch.device("cuda"))
-    assert app._max_rows(Settings(), base)(AREA) == 10
-    assert app._max_rows(Settings(max_rows=6), base)(AREA) == 6
+    assert app._max_rows(Settings(), base, 0)(AREA) == 10
+    assert app._max_rows(Settings(max_rows=6), base, 0)(AREA) == 6
 
 
 def test_the_measuring_forward_runs(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +66,20 @@ def test_the_measuring_forward_runs(tiny_base: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda, "max_memory_allocated", lambda _: 100 + (seen.append(1) or len(seen)) * GIB)
     monkeypatch.setattr(cuda, "memory_reserved", lambda _: 100)
     monkeypatch.setattr(cuda, "mem_get_info", lambda _: (10 * GIB, 16 * GIB))
-    budget = row_budget.on_cuda(loaded(tiny_base))
-    assert budget == RowBudget(8.0 * GIB, GIB / 2 / 16**2)
+    base = loaded(tiny_base)
+    assert row_budget.on_cuda(base, 0) == RowBudget(8.0 * GIB, GIB / 2 / 16**2)
+    seen.clear()
+    assert row_budget.on_cuda(base, 5 * GIB) == RowBudget(4.0 * GIB, GIB / 2 / 16**2)
+
+
+def test_what_is_taken_up_later_is_no_room_for_rows(server: Any) -> None:
+    engine, settings = server.app.engine, server.app.settings
+    before = engine.later_bytes
+    for group in engine.groups.values():
+        group.open(18, torch.device("cpu"))
+    rows = sum(group.row_bytes for group in engine.groups.values())
+    texts = settings.prompt_cache_bytes + settings.cross_attention_cache_bytes
+    assert engine.later_bytes == 18 * rows + texts + VECTOR_BYTES < before
 
 
 @pytest.mark.parametrize("base", ["tiny_base", "tiny_inpainting_base", "tiny_sd2", "tiny_sdxl", "tiny_lcm"])

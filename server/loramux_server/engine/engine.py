@@ -23,7 +23,7 @@ from loramux_server.engine.blends import EVERYWHERE, NOTHING, PlacedBlend, RowEn
 from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
 from loramux_server.engine.device_memory import RAN_OUT, fitting
-from loramux_server.engine.device_tier import Lease
+from loramux_server.engine.device_tier import VECTOR_BYTES, Lease
 from loramux_server.engine.fused_attention import fuse_projections
 from loramux_server.engine.host_tier import HostTier
 from loramux_server.engine.image_latents import ImageLatents
@@ -129,6 +129,7 @@ class Engine:
         self._dtype = base.unet.dtype  # diffusers looks through all parameters to tell it
         self._metrics = metrics
         self._version = version
+        self._text_bytes = prompt_cache_bytes + cross_attention_cache_bytes
         self._observer = observer
         self._fixed = fixed
         self._images: dict[ImageKey, _Image] = {}
@@ -150,6 +151,12 @@ class Engine:
         self.texts = TextProjections(
             base.unet, self.groups["unet.attention"], cross_attention_cache_bytes, metrics, fixed and fixed.rows
         )
+
+    @property
+    def later_bytes(self) -> int:
+        """Device memory that is taken when it is first needed, and kept: rank rows, what is kept of texts, vectors."""
+        pools = sum(group.row_bytes * group.rows.size for group in self.groups.values())
+        return pools + self._text_bytes + VECTOR_BYTES
 
     def load(self, job: Job) -> "Future[Lease]":
         """Brings the job's adapters onto the device; never blocks."""

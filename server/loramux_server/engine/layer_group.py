@@ -74,25 +74,31 @@ class LayerGroup:
         self._device, self._fixed = device, fixed_rank is not None
         self._banks: defaultdict[str, TableBank] = defaultdict(lambda: TableBank(device, fixed_rank))
 
+    def _scale_bytes(self, dim: int) -> int:
+        """Device bytes of a scale row over all layers: of outputs (0) or inputs (1)."""
+        return torch.float32.itemsize * sum(layer.weight.shape[dim] for layer in self.layers.values())
+
     def _number_bytes(self) -> dict[str, int]:
-        """Device bytes of one number of each room; those of side operations are counted one by one."""
+        """Device bytes of one number of each room. Those of side operations and of scale rows are counted one by one,
+        as numbers of SIDE_BYTES."""
         return {
             self.name: self.row_bytes,
-            self.name + OUTPUTS: sum(layer.n for layer in self.layers.values()) * torch.float32.itemsize,
-            self.name + INPUTS: sum(layer.weight.shape[1] for layer in self.layers.values()) * torch.float32.itemsize,
-            self.name + SIDES: 0,
+            **{self.name + room: 0 for room in (OUTPUTS, INPUTS, SIDES)},
             SIDE_BYTES: 1,
         }
 
     def needs(self, modules: Sequence[MatchedModule]) -> dict[str, int]:
         """What an adapter takes of each room for its modules in this group."""
         values = sum(module.side_values for module in modules)
+        output, input_ = (any(module.axis == axis for module in modules) for axis in ("output", "input"))
         found = {
             self.name: max(module.rank for module in modules),
-            self.name + OUTPUTS: int(any(module.axis == "output" for module in modules)),
-            self.name + INPUTS: int(any(module.axis == "input" for module in modules)),
+            self.name + OUTPUTS: int(output),
+            self.name + INPUTS: int(input_),
             self.name + SIDES: int(values > 0),
-            SIDE_BYTES: values * next(iter(self.layers.values())).weight.element_size(),
+            SIDE_BYTES: values * next(iter(self.layers.values())).weight.element_size()
+            + output * self._scale_bytes(0)
+            + input_ * self._scale_bytes(1),
         }
         return {room: count for room, count in found.items() if count}
 

@@ -39,8 +39,8 @@ def measure(peak: Callable[[int], int], area: int, free_bytes: int) -> RowBudget
     return RowBudget(free_bytes * _USABLE - max(0.0, two - 2 * row), row / area)
 
 
-def on_cuda(base: Base) -> RowBudget:
-    """The budget of a base on its card, as full as it is now."""
+def on_cuda(base: Base, later_bytes: int) -> RowBudget:
+    """The budget of a base on its card, as full as it is now; later_bytes: what will be taken up beside forwards."""
     side, device = base.unet.config["sample_size"], base.device
 
     @torch.inference_mode()
@@ -52,4 +52,4 @@ def on_cuda(base: Base) -> RowBudget:
         return torch.cuda.max_memory_allocated(device) - before
 
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return measure(peak, side * side, torch.cuda.mem_get_info(device)[0] + cached)
+    return measure(peak, side * side, torch.cuda.mem_get_info(device)[0] + cached - later_bytes)
