@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     host_cache_bytes: int = Field(
         default=2 << 30,
         ge=0,
-        description="Bytes of host memory for adapters on their way to the device, and to come back from.",
+        description="Bytes of host memory for adapters, on their way to the device and put out of it; 0 keeps none.",
     )
     pool_bytes: int = Field(default=2 << 30, ge=1 << 20, description="Bytes of device memory for rank rows.")
     side_bytes: int = Field(

@@ -67,8 +67,8 @@ class Tiers:
         """
         version = await self._meant(reference)
         if tier == "host":
-            entry = self._adapters.host.hold(version)
             self._adapters.host.look_up(version.digest)
+            entry = self._adapters.host.hold(version)
             try:
                 await asyncio.wrap_future(entry.future)
             finally:
@@ -115,7 +115,10 @@ class Tiers:
         stopping = asyncio.create_task(stop.wait())
         while not stopping.done():
             self._changed.clear()
-            await _until(stopping, self.meet())
+            try:
+                await _until(stopping, self.meet())
+            except Exception:  # a fault in here is no reason to stop the server
+                _log.exception("pins could not be met")
             await _until(stopping, asyncio.wait_for(self._changed.wait(), period_s))
 
     async def meet(self) -> None:

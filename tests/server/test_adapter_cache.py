@@ -111,6 +111,15 @@ def test_reading_ahead_stops_where_the_host_is_full() -> None:
     pool.cache.close()
 
 
+def test_a_host_that_keeps_nothing_still_hands_on() -> None:
+    pool = Pool(rows=8, host_bytes=0)
+    jobs = [pool.ask(a=4, b=4), pool.ask(c=4)]
+    pool.release(jobs[0])
+    assert jobs[1].done()
+    assert pool.count("adapters_resident", tier="host") == pool.count("adapter_resident_bytes", tier="host") == 0
+    pool.cache.close()
+
+
 def test_a_job_that_is_cancelled_lets_go_of_what_it_had_read_ahead(pool: Pool) -> None:
     pool.ask(running=16)
     waiting = pool.ask(a=4)
