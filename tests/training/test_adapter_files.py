@@ -9,9 +9,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from loramux_train.adapter import Adapter, Factors, Naming, load_adapter, save_adapter
-from loramux_train.builtin_adapters import BUILTIN_ADAPTERS, BuiltinAdapter
-from loramux_train.drawing import Parts, load_parts, token_ids
-from loramux_train.lora import ATTENTION, FEED_FORWARD, TEXT, apply, extract, inject, set_weights, text_prefix
+from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter
+from loramux_train.builtin.drawing import Parts, load_parts, token_ids
+from loramux_train.builtin.lora import ATTENTION, FEED_FORWARD, TEXT, apply, extract, inject, set_weights, text_prefix
 
 BUILTIN = Path(__file__).parents[2] / "server/loramux_server/builtin"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -1,1 +1,1 @@
-"""The offline companion: makes the built-in base and trains adapters; knows no server."""
+"""The offline companion: trains adapters for a Stable Diffusion base; knows no server."""

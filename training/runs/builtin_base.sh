@@ -5,7 +5,7 @@
 set -eu
 work=${1:-out/train}
 out=${2:-out/builtin}
-train="python -m loramux_train --work $work"
+train="python -m loramux_train.builtin --work $work"
 
 $train icons
 $train vae --updates 14000 --seed 0

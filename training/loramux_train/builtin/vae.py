@@ -15,12 +15,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loramux_train import checkpoint
-from loramux_train.average import Average
-from loramux_train.concepts import BACKGROUNDS, CONCEPTS, STYLES, WHITE
-from loramux_train.icons import Rgba, load_icons
-from loramux_train.pictures import SIZE, place, random_placement, to_array
-from loramux_train.schedule import cosine
+from loramux_train.builtin import checkpoint
+from loramux_train.builtin.average import Average
+from loramux_train.builtin.concepts import BACKGROUNDS, CONCEPTS, STYLES, WHITE
+from loramux_train.builtin.icons import Rgba, load_icons
+from loramux_train.builtin.pictures import SIZE, place, random_placement, to_array
+from loramux_train.builtin.schedule import cosine
 
 CROP = 32  # most updates see quarter pictures: four times the updates for the same work
 

@@ -12,9 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from loramux_train.concepts import BACKGROUNDS, WHITE, Concept, caption
-from loramux_train.icons import Rgba
-from loramux_train.pictures import Picture, place, random_placement, to_array
+from loramux_train.builtin.concepts import BACKGROUNDS, WHITE, Concept, caption
+from loramux_train.builtin.icons import Rgba
+from loramux_train.builtin.pictures import Picture, place, random_placement, to_array
 
 GROUNDS: tuple[str | None, ...] = (None, *BACKGROUNDS)
 ON_WHITE = 0.8  # the share of pictures whose caption names no background

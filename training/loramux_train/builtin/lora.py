@@ -15,12 +15,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from loramux_train import checkpoint
 from loramux_train.adapter import Adapter, Factors
-from loramux_train.denoiser import NoiseSchedule
-from loramux_train.drawing import Parts, token_ids
-from loramux_train.latents import LatentTable
-from loramux_train.schedule import cosine
+from loramux_train.builtin import checkpoint
+from loramux_train.builtin.denoiser import NoiseSchedule
+from loramux_train.builtin.drawing import Parts, token_ids
+from loramux_train.builtin.latents import LatentTable
+from loramux_train.builtin.schedule import cosine
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")  # what kohya's `networks.lora` trains besides

@@ -8,16 +8,16 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from loramux_train.acceptance import broken_bars
-from loramux_train.builtin_adapters import BUILTIN_ADAPTERS
-from loramux_train.concepts import CONCEPTS, FLAT, HELD_OUT, SEEN, caption
-from loramux_train.drawing import GUIDANCE, STEPS, draw, load_parts, starting_noise
-from loramux_train.evaluate import classify
-from loramux_train.export import LIMIT, folder_size
-from loramux_train.likeness import distances
-from loramux_train.references import read_references
+from loramux_train.builtin.acceptance import broken_bars
+from loramux_train.builtin.adapters import BUILTIN_ADAPTERS
+from loramux_train.builtin.concepts import CONCEPTS, FLAT, HELD_OUT, SEEN, caption
+from loramux_train.builtin.drawing import GUIDANCE, STEPS, draw, load_parts, starting_noise
+from loramux_train.builtin.evaluate import classify
+from loramux_train.builtin.export import LIMIT, folder_size
+from loramux_train.builtin.likeness import distances
+from loramux_train.builtin.references import read_references
 
-BUILTIN = Path(__file__).parents[2] / "server/loramux_server/builtin"
+BUILTIN = Path(__file__).parents[3] / "server/loramux_server/builtin"
 RESULTS: dict[str, Any] = json.loads((BUILTIN / "card" / "results.json").read_text())
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loramux_train.icons import Rgba
+from loramux_train.builtin.icons import Rgba
 
 Picture = NDArray[np.float32]  # [3, SIZE, SIZE] in [-1, 1]
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from loramux_train.concepts import CONCEPTS, STYLES, WHITE, Concept, Style
-from loramux_train.icons import load_icons
-from loramux_train.pictures import SIZE, place, to_array
-from loramux_train.sheet import contact_sheet
+from loramux_train.builtin.concepts import CONCEPTS, STYLES, WHITE, Concept, Style
+from loramux_train.builtin.icons import load_icons
+from loramux_train.builtin.pictures import SIZE, place, to_array
+from loramux_train.builtin.sheet import contact_sheet
 
 COLUMNS = 16
 

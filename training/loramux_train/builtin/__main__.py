@@ -1,4 +1,4 @@
-"""`python -m loramux_train STAGE`: the recipe's stages as commands.
+"""`python -m loramux_train.builtin STAGE`: the recipe's stages as commands.
 
 Takes arguments; calls one stage. Knows only how to read arguments: what each stage does is in the module it names.
 """
@@ -10,14 +10,14 @@ import torch
 
 
 def _icons(arguments: argparse.Namespace) -> None:
-    from loramux_train.icons import fetch_packages, render_all
+    from loramux_train.builtin.icons import fetch_packages, render_all
 
     fetch_packages(arguments.work / "npm")
     render_all(arguments.work / "npm", arguments.work / "icons")
 
 
 def _vae(arguments: argparse.Namespace) -> None:
-    from loramux_train.vae import VaeRecipe, peak_signal_to_noise, train_vae
+    from loramux_train.builtin.vae import VaeRecipe, peak_signal_to_noise, train_vae
 
     recipe = VaeRecipe(updates=arguments.updates, seed=arguments.seed)
     vae = train_vae(arguments.work / "icons", arguments.work, recipe, arguments.minutes, arguments.until)
@@ -25,7 +25,7 @@ def _vae(arguments: argparse.Namespace) -> None:
 
 
 def _joint(arguments: argparse.Namespace) -> None:
-    from loramux_train.joint import JointRecipe, train_joint
+    from loramux_train.builtin.joint import JointRecipe, train_joint
 
     recipe = JointRecipe(updates=arguments.updates, seed=arguments.seed)
     train_joint(arguments.work, recipe, arguments.minutes, arguments.until)
@@ -35,9 +35,9 @@ def _export(arguments: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL
     from transformers import CLIPTokenizer
 
-    from loramux_train.export import export_base
-    from loramux_train.joint import JointRecipe, JointTraining, base_table
-    from loramux_train.references import write_references
+    from loramux_train.builtin.export import export_base
+    from loramux_train.builtin.joint import JointRecipe, JointTraining, base_table
+    from loramux_train.builtin.references import write_references
 
     recipe, work = JointRecipe(seed=arguments.seed), arguments.work
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -50,9 +50,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _adapters(arguments: argparse.Namespace) -> None:
-    from loramux_train.builtin_adapters import BUILTIN_ADAPTERS, train_builtin
-    from loramux_train.drawing import load_parts
-    from loramux_train.export import unet_hash
+    from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, train_builtin
+    from loramux_train.builtin.drawing import load_parts
+    from loramux_train.builtin.export import unet_hash
 
     base = arguments.out / "base"
     for built in BUILTIN_ADAPTERS:
@@ -61,19 +61,21 @@ def _adapters(arguments: argparse.Namespace) -> None:
 
 
 def _judge(arguments: argparse.Namespace) -> None:
-    from loramux_train.acceptance import judge
+    from loramux_train.builtin.acceptance import judge
 
     judge(arguments.out, arguments.names)
 
 
 def _card(arguments: argparse.Namespace) -> None:
-    from loramux_train.card import write_card
+    from loramux_train.builtin.card import write_card
 
     write_card(arguments.out)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loramux_train", description="make the built-in base and its adapters")
+    parser = argparse.ArgumentParser(
+        prog="loramux_train.builtin", description="make the built-in base and its adapters"
+    )
     parser.add_argument("--work", type=Path, default=Path("out/train"), help="downloads, caches, checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     stages = parser.add_subparsers(dest="stage", required=True)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from loramux_train.adapter import load_adapter
-from loramux_train.concepts import BACKGROUNDS, CONCEPTS, FLAT, HELD_OUT, STYLES, Concept, Style, caption
-from loramux_train.drawing import Parts, draw
-from loramux_train.likeness import distances, paired_distances
-from loramux_train.lora import apply, set_weights
-from loramux_train.references import read_references
-from loramux_train.style_distance import StyleDistance
+from loramux_train.builtin.concepts import BACKGROUNDS, CONCEPTS, FLAT, HELD_OUT, STYLES, Concept, Style, caption
+from loramux_train.builtin.drawing import Parts, draw
+from loramux_train.builtin.likeness import distances, paired_distances
+from loramux_train.builtin.lora import apply, set_weights
+from loramux_train.builtin.references import read_references
+from loramux_train.builtin.style_distance import StyleDistance
 
 WEIGHTS = (0.0, 0.5, 1.0)
 Result = dict[str, Any]

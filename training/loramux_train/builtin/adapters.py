@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from loramux_train.adapter import Adapter, Naming, save_adapter
-from loramux_train.concepts import CONCEPTS, FLAT, SEEN, STYLES, Concept
-from loramux_train.drawing import Parts
-from loramux_train.icons import load_icons
-from loramux_train.latents import LatentTable, build_table
-from loramux_train.lora import ATTENTION, FEED_FORWARD, LoraRecipe, LoraTraining, train_lora
-from loramux_train.pictures import Picture
-from loramux_train.subject import TRIGGER, zib_pictures
+from loramux_train.builtin.concepts import CONCEPTS, FLAT, SEEN, STYLES, Concept
+from loramux_train.builtin.drawing import Parts
+from loramux_train.builtin.icons import load_icons
+from loramux_train.builtin.latents import LatentTable, build_table
+from loramux_train.builtin.lora import ATTENTION, FEED_FORWARD, LoraRecipe, LoraTraining, train_lora
+from loramux_train.builtin.pictures import Picture
+from loramux_train.builtin.subject import TRIGGER, zib_pictures
 
 PLACEMENTS = 24  # of every picture: fewer than the base's, a style needs no more
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from loramux_train.pictures import SIZE, to_image
+from loramux_train.builtin.pictures import SIZE, to_image
 
 LABEL = 12  # pixels of text above a picture
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from loramux_train.builtin_adapters import BUILTIN_ADAPTERS, BuiltinAdapter, sepia
-from loramux_train.concepts import HELD_OUT, STYLES, WHITE
-from loramux_train.drawing import load_parts
-from loramux_train.evaluate import Result, judge_base, judge_style, judge_subject, judge_treatment
-from loramux_train.export import folder_size
-from loramux_train.pictures import place, to_array
-from loramux_train.subject import zib_pictures
+from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter, sepia
+from loramux_train.builtin.concepts import HELD_OUT, STYLES, WHITE
+from loramux_train.builtin.drawing import load_parts
+from loramux_train.builtin.evaluate import Result, judge_base, judge_style, judge_subject, judge_treatment
+from loramux_train.builtin.export import folder_size
+from loramux_train.builtin.pictures import place, to_array
+from loramux_train.builtin.subject import zib_pictures
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 
@@ -41,7 +41,7 @@ def judge(out: Path, names: Sequence[str] = ()) -> Result:
             results[built.name] = _timed(judge_adapter, out, built)
             print(built.name, json.dumps(results[built.name]), flush=True)
     results["how"] = {
-        "command": "python -m loramux_train judge --out server/loramux_server/builtin",
+        "command": "python -m loramux_train.builtin judge --out server/loramux_server/builtin",
         "sampling": "DPM++ 2M, 20 steps, guidance 3, 64x64, fp32",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},

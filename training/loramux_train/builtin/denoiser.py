@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from loramux_train.tokenizer import LENGTH
+from loramux_train.builtin.tokenizer import LENGTH
 
 WIDTH = 128  # of the text encoder, so of cross-attention
 

@@ -5,7 +5,7 @@ Takes a pose; gives an SVG document. The drawings are the project's own, under i
 
 from dataclasses import dataclass
 
-from loramux_train.icons import RENDER_SIZE, Rgba, render
+from loramux_train.builtin.icons import RENDER_SIZE, Rgba, render
 
 TRIGGER = "zib"
 

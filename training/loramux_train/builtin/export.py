@@ -13,9 +13,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from loramux_train.denoiser import SCHEDULE
-from loramux_train.drawing import Parts
-from loramux_train.tokenizer import clip_merges, write_tokenizer
+from loramux_train.builtin.denoiser import SCHEDULE
+from loramux_train.builtin.drawing import Parts
+from loramux_train.builtin.tokenizer import clip_merges, write_tokenizer
 
 LIMIT = 16 * 1024 * 1024  # bytes the shipped base may take
 

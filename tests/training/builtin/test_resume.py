@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from loramux_train import checkpoint
-from loramux_train.concepts import CONCEPTS, caption
-from loramux_train.denoiser import build_text_encoder, build_unet
-from loramux_train.drawing import Parts
-from loramux_train.joint import JointRecipe, JointTraining
-from loramux_train.latents import GROUNDS, LatentTable
-from loramux_train.lora import LoraRecipe, LoraTraining, train_lora
-from loramux_train.vae import build_vae
+from loramux_train.builtin import checkpoint
+from loramux_train.builtin.concepts import CONCEPTS, caption
+from loramux_train.builtin.denoiser import build_text_encoder, build_unet
+from loramux_train.builtin.drawing import Parts
+from loramux_train.builtin.joint import JointRecipe, JointTraining
+from loramux_train.builtin.latents import GROUNDS, LatentTable
+from loramux_train.builtin.lora import LoraRecipe, LoraTraining, train_lora
+from loramux_train.builtin.vae import build_vae
 
-TOKENIZER = Path(__file__).parents[2] / "server/loramux_server/builtin/base/tokenizer"
+TOKENIZER = Path(__file__).parents[3] / "server/loramux_server/builtin/base/tokenizer"
 MICRO = (16, 24, 32)
 
 

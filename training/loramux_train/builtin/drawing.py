@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditio
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from loramux_train.denoiser import SCHEDULE
+from loramux_train.builtin.denoiser import SCHEDULE
 
 STEPS = 20
 GUIDANCE = 3.0

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer, CLIPTokenizerFast
 
-from loramux_train.tokenizer import MERGES, byte_symbols, clip_merges, vocabulary, write_tokenizer
+from loramux_train.builtin.tokenizer import MERGES, byte_symbols, clip_merges, vocabulary, write_tokenizer
 
-SHIPPED = Path(__file__).parents[2] / "server/loramux_server/builtin/base/tokenizer"
+SHIPPED = Path(__file__).parents[3] / "server/loramux_server/builtin/base/tokenizer"
 
 
 @pytest.mark.parametrize("kind", [CLIPTokenizer, CLIPTokenizerFast])
@@ -49,6 +49,6 @@ def test_recipe_writes_what_is_shipped(tmp_path: Path) -> None:
 
 
 def test_the_recipe_says_where_the_merges_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loramux_train.tokenizer.find_spec", lambda name: None)
+    monkeypatch.setattr("loramux_train.builtin.tokenizer.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="open-clip-torch"):
         clip_merges()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loramux_train.concepts import CONCEPTS, STYLES, Style
+from loramux_train.builtin.concepts import CONCEPTS, STYLES, Style
 
 Rgba = NDArray[np.uint8]
 

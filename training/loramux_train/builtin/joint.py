@@ -14,16 +14,16 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from loramux_train import checkpoint
-from loramux_train.average import Average
-from loramux_train.concepts import CONCEPTS, FLAT, caption
-from loramux_train.denoiser import NoiseSchedule, build_text_encoder, build_unet
-from loramux_train.drawing import Parts, draw, token_ids
-from loramux_train.icons import load_icons
-from loramux_train.latents import LatentTable, build_table
-from loramux_train.schedule import cosine
-from loramux_train.sheet import contact_sheet
-from loramux_train.tokenizer import clip_merges, write_tokenizer
+from loramux_train.builtin import checkpoint
+from loramux_train.builtin.average import Average
+from loramux_train.builtin.concepts import CONCEPTS, FLAT, caption
+from loramux_train.builtin.denoiser import NoiseSchedule, build_text_encoder, build_unet
+from loramux_train.builtin.drawing import Parts, draw, token_ids
+from loramux_train.builtin.icons import load_icons
+from loramux_train.builtin.latents import LatentTable, build_table
+from loramux_train.builtin.schedule import cosine
+from loramux_train.builtin.sheet import contact_sheet
+from loramux_train.builtin.tokenizer import clip_merges, write_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
