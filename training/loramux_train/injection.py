@@ -1,0 +1,134 @@
+"""Factors in a frozen base: y = W0 x + scale B A x, with A gaussian and B zero at the start.
+
+Takes models and a plan; puts PEFT's layers into the models, and gives the parameters that train, by name. Factors are
+fp32 whatever the base's type. Knows no optimiser and no file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import Conv2d, Linear
+from torch import Tensor, nn
+
+from loramux_train.adapter import Adapter, Factors
+from loramux_train.adapter_settings import AdapterSettings
+from loramux_train.plan import Plan, Planned
+
+NAME = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """The factors of a run. parameters: by part.path.A, .B and, with DoRA, .m, in the order of the plan."""
+
+    plan: Plan
+    parameters: dict[str, nn.Parameter]
+
+    def of(self, *, text: bool) -> list[nn.Parameter]:
+        """Those of the text encoders, or of the UNet."""
+        return [p for name, p in self.parameters.items() if name.startswith("text_encoder") == text]
+
+    def adapter(self, values: Mapping[str, Tensor] | None = None) -> Adapter:
+        """What has been learnt, or what the given values of all parameters would be, on the CPU.
+
+        A scale of alpha / sqrt(rank) is told as alpha / rank with another alpha, which every reader understands.
+        """
+        held: Mapping[str, Tensor] = self.parameters if values is None else values
+        parts: dict[str, dict[str, Factors]] = {"unet": {}, "text_encoder": {}, "text_encoder_2": {}}
+        for layer in self.plan.layers:
+            name = f"{layer.part}.{layer.path}"
+            a, b, m = (_copied(held.get(f"{name}.{letter}")) for letter in "ABm")
+            assert a is not None and b is not None
+            parts[layer.part][_as_files_say(layer)] = Factors(a, b, layer.scale * layer.rank, m)
+        return Adapter(**parts)
+
+
+def inject(models: Mapping[str, nn.Module], plan: Plan, settings: AdapterSettings, seed: int) -> Injected:
+    """Freeze the models and wrap the plan's layers.
+
+    A ~ N(0, 1/rank), in PEFT's reading and diffusers': a standard deviation of 1/rank.
+    """
+    torch.manual_seed(seed)
+    for model in models.values():
+        model.requires_grad_(False)
+    parameters: dict[str, nn.Parameter] = {}
+    for layer in plan.layers:
+        wrapped = _wrap(models[layer.part], layer, settings)
+        name = f"{layer.part}.{layer.path}"
+        parameters |= {f"{name}.A": wrapped.lora_A[NAME].weight, f"{name}.B": wrapped.lora_B[NAME].weight}
+        if layer.dora:
+            parameters[f"{name}.m"] = wrapped.lora_magnitude_vector[NAME].weight
+    return Injected(plan, parameters)
+
+
+def learnt(parameters: Mapping[str, Tensor]) -> float:
+    """max |B| over all layers: zero for an adapter that would change nothing."""
+    return max(float(value.detach().abs().max()) for name, value in parameters.items() if name.endswith(".B"))
+
+
+def _wrap(model: nn.Module, layer: Planned, settings: AdapterSettings) -> Any:
+    config = LoraConfig(
+        r=layer.rank,
+        lora_alpha=layer.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        init_lora_weights="gaussian",
+    )
+    frozen: Any = model.get_submodule(layer.path)
+    kind: Any = Conv2d if isinstance(frozen, nn.Conv2d) else Linear
+    wrapped: Any = kind(frozen, NAME, config, r=layer.rank, lora_alpha=layer.alpha)
+    for held in (wrapped.lora_A, wrapped.lora_B, wrapped.lora_magnitude_vector):
+        held.float().requires_grad_(True)
+    _drop(wrapped, settings)
+    parent, _, child = layer.path.rpartition(".")
+    setattr(model.get_submodule(parent), child, wrapped)
+    return wrapped
+
+
+def _drop(wrapped: Any, settings: AdapterSettings) -> None:
+    """Leaves out rank rows by picture, and layers by forward; PyTorch's own generator decides."""
+    if settings.rank_dropout:
+        wrapped.lora_A[NAME].register_forward_hook(_RankDropout(settings.rank_dropout))
+    if settings.module_dropout:
+        wrapped.lora_B[NAME].register_forward_hook(_ModuleDropout(settings.module_dropout))
+
+
+@dataclass(frozen=True, slots=True)
+class _RankDropout:
+    """Rows that are kept are scaled by 1 / (1 - share), so that the mean stays."""
+
+    share: float
+
+    def __call__(self, module: nn.Module, _: tuple[Tensor, ...], rows: Tensor) -> Tensor | None:
+        if not module.training:
+            return None
+        convolution = isinstance(module, nn.Conv2d)
+        pictures, rank = len(rows), rows.shape[1 if convolution else -1]
+        mask = (torch.rand(pictures, rank, device=rows.device) >= self.share).to(rows.dtype) / (1 - self.share)
+        shape = (pictures, rank, 1, 1) if convolution else (pictures, *(1,) * (rows.ndim - 2), rank)
+        return rows * mask.view(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _ModuleDropout:
+    share: float
+
+    def __call__(self, module: nn.Module, _: tuple[Tensor, ...], change: Tensor) -> Tensor | None:
+        if not module.training:
+            return None
+        return change * (torch.rand((), device=change.device) >= self.share).to(change.dtype)
+
+
+def _copied(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().float().cpu().clone()
+
+
+def _as_files_say(layer: Planned) -> str:
+    """transformers 5 dropped a level of names that adapter files have."""
+    if layer.part == "unet" or layer.path.startswith("text_model."):
+        return layer.path
+    return f"text_model.{layer.path}"
