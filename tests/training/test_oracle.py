@@ -23,7 +23,7 @@ from loramux_train.target_settings import TargetSettings
 from loramux_train.training import Training
 
 STEPS = 20
-RATE = 2e-3
+RATE = 5e-4
 
 
 def made(recipe: Recipe, prediction: str, batches: Any, targets: TargetSettings | None = None) -> Training:
@@ -113,14 +113,15 @@ def test_prior_weights_and_masks_multiply_with_min_snr() -> None:
     batch, base = batches.batch(7), training.base
     generator = generator_of(0, TRAINING, 7)
     noise, timesteps = draw_noise(batch.latents.shape, 0.0, generator), draw_timesteps(3, 1000, generator)
-    scheduler = DDPMScheduler.from_config(base.outline.scheduler)
+    scheduler, masks = DDPMScheduler.from_config(base.outline.scheduler), batch.masks
+    assert masks is not None
     with torch.no_grad():
         loss = training.loss(batch, generator_of(0, TRAINING, 7))
         context = base.text_encoders[0](base.tokenizers[0](
             list(batch.captions), padding="max_length", truncation=True, return_tensors="pt").input_ids)[0]  # fmt: skip
         error = torch.stack([
             ((base.unet(scheduler.add_noise(batch.latents, noise, timesteps), timesteps, context).sample
-              - scheduler.get_velocity(batch.latents, noise, timesteps))[i].square() * batch.masks[i]).mean()
+              - scheduler.get_velocity(batch.latents, noise, timesteps))[i].square() * masks[i]).mean()
             for i in range(3)
         ])  # fmt: skip
     weights = _snr_weights(scheduler, timesteps, 5.0, "v_prediction") * torch.tensor([1.0, 0.25, 0.0])

@@ -85,6 +85,12 @@ def outline_of(path: Path) -> Outline:
     return outline
 
 
+def native_resolution(text: str) -> int:
+    """Pixels of a side that a base was trained at."""
+    outline = outline_of(find(text))
+    return outline.unet.get("sample_size", 64) * outline.pixels_per_latent
+
+
 def meta_parts(outline: Outline) -> dict[str, nn.Module]:
     """The models that may be trained, without weights: shapes only, on the meta device."""
     with torch.device("meta"):

@@ -4,9 +4,11 @@ Takes captions and sizes; gives tensors of a batch. While text encoders are froz
 so that its embedding does not depend on the batch it was first seen in. Knows no noise and no loss.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from loramux_train.base import Base
 from loramux_train.batch import Sizes
+from loramux_train.data.latent_cache import module_digest
+from loramux_train.data.text_cache import TextCache
 
 CACHE_BYTES = 1 << 30
 """Of embeddings kept in memory; the least recently used go first. 4,500 captions of SD 1.5 in fp32."""
@@ -32,9 +36,19 @@ class Text:
 
     def __init__(self, base: Base) -> None:
         self._base = base
+        self._kept: TextCache | None = None
         self._known: OrderedDict[str, Embedded] = OrderedDict()
         self._bytes = 0
         self.training = False
+
+    def keep(self, folder: Path) -> None:
+        """Keep embeddings on disk too, for later runs; only of encoders that no factors were put into."""
+        whole = hashlib.sha256()
+        for encoder, tokenizer in zip(self._base.text_encoders, self._base.tokenizers, strict=True):
+            whole.update(
+                f"{module_digest(encoder)} {tokenizer.backend_tokenizer.to_str()} {tokenizer.pad_token}".encode()
+            )
+        self._kept = TextCache(folder, whole.hexdigest(), lambda captions: _named(self._encode(captions)))
 
     def train(self, training: bool) -> None:
         """Say whether the encoders change from now on; what was known of captions is forgotten when that turns."""
@@ -68,12 +82,17 @@ class Text:
         found = self._known.pop(caption, None)
         if found is None:
             with torch.no_grad():
-                found = self._encode([caption])
+                found = self._encode([caption]) if self._kept is None else self._from_disk(self._kept, caption)
             self._bytes += _nbytes(found)
         self._known[caption] = found
         while self._bytes > CACHE_BYTES and len(self._known) > 1:
             self._bytes -= _nbytes(self._known.popitem(last=False)[1])
         return found
+
+    def _from_disk(self, kept: TextCache, caption: str) -> Embedded:
+        device = _device(self._base.text_encoders[0])
+        tensors = {name: tensor.to(device) for name, tensor in kept.embed([caption]).items()}
+        return Embedded(tensors["context"], tensors.get("pooled"))
 
     def _encode(self, captions: Sequence[str]) -> Embedded:
         """SD 1 and 2 read the last layer after its norm; SDXL the last but one of both encoders, side by side, and the
@@ -93,6 +112,11 @@ def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     length = tokenizer.model_max_length
     batch = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch["input_ids"]
+
+
+def _named(embedded: Embedded) -> dict[str, Tensor]:
+    pooled = {} if embedded.pooled is None else {"pooled": embedded.pooled}
+    return {"context": embedded.context, **pooled}
 
 
 def _device(module: torch.nn.Module) -> torch.device:

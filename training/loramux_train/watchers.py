@@ -105,7 +105,11 @@ class TensorBoard(Watcher):
             raise PackageMissing(
                 "output.tensorboard needs the package tensorboardX: pip install tensorboardX"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder))
+        self._make: Any = SummaryWriter
+        self._folder = folder
+
+    def started(self, training: Training) -> None:
+        self._writer = self._make(str(self._folder), purge_step=training.done + 1)
 
     def stepped(self, report: Report) -> None:
         self._writer.add_scalar("loss/train", report.loss, report.step)

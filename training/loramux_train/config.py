@@ -1,0 +1,227 @@
+"""A run's settings as one frozen value: read from TOML and flags, checked, and written back.
+
+Takes a file and `--section.key value` flags; gives Config. Every refusal names the key, the value and what was
+expected; an unknown key is told with the nearest known one. Knows no model.
+"""
+
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from loramux_train.adapter_settings import AdapterSettings
+from loramux_train.base_settings import BUILTIN, BaseSettings
+from loramux_train.data_settings import DataSettings
+from loramux_train.errors import BadSetting
+from loramux_train.loss_settings import LossSettings
+from loramux_train.optimiser_settings import OptimiserSettings
+from loramux_train.output_settings import OutputSettings
+from loramux_train.recipe import Recipe
+from loramux_train.run_settings import RunSettings
+from loramux_train.section import Section
+from loramux_train.target_settings import TargetSettings
+
+_RATES = {"prodigy": 1.0}
+_RATE, _BUILTIN_RATE = 1e-4, 1e-3
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    data: DataSettings
+    base: BaseSettings = BaseSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    targets: TargetSettings = TargetSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    loss: LossSettings = LossSettings()
+    run: RunSettings = RunSettings()
+    output: OutputSettings = OutputSettings()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the loop follows."""
+        return Recipe(self.adapter, self.optimiser, self.loss, self.run)
+
+
+def read(
+    file: Path | None, flags: Sequence[str] = (), resolution_of: Callable[[str], int] = lambda base: 512
+) -> Config:
+    """Settings of a TOML file, with flags put over them; rates and resolution are resolved.
+
+    resolution_of: the pixels that a base was trained at, asked where no resolution is given.
+
+    Raises:
+        BadSetting: names everything that is wrong.
+    """
+    given: dict[str, Any] = {} if file is None else _toml(file)
+    _overlay(given, flags)
+    config = resolved(parse(given))
+    if "resolution" in given["data"]:
+        return config
+    given["data"]["resolution"] = resolution_of(config.base.path)
+    return resolved(parse(given))
+
+
+def parse(given: dict[str, Any]) -> Config:
+    """Checked settings. Values go through JSON, whose arrays and strings pydantic's strict mode takes for tuples and
+    paths, and no word for a number.
+
+    Raises:
+        BadSetting: names everything that is wrong.
+    """
+    try:
+        return Config.model_validate_json(json.dumps(given, default=str))
+    except ValidationError as error:
+        raise BadSetting("\n".join(_lines(error.errors()))) from error
+
+
+def resolved(config: Config) -> Config:
+    """With the learning rates that unset ones stand for."""
+    own = config.optimiser
+    usual = _BUILTIN_RATE if config.base.path == BUILTIN else _RATE
+    rate = own.rate or _RATES.get(own.name, usual)
+    text = own.text_encoder_rate or (rate if own.name == "prodigy" else rate / 2)
+    return config.model_copy(update={"optimiser": own.model_copy(update={"rate": rate, "text_encoder_rate": text})})
+
+
+def as_values(config: Config) -> dict[str, Any]:
+    """The settings as JSON and TOML can hold them, unset ones left out."""
+    return _filled(config.model_dump(mode="json", exclude_none=True))
+
+
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    """Without sections that say nothing."""
+    inner = {key: _filled(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in inner.items() if value != {}}
+
+
+def to_toml(config: Config) -> str:
+    """The settings as a file that `read` takes."""
+    return tomlkit.dumps(as_values(config))
+
+
+def fields(model: type[BaseModel] = Config, before: str = "") -> Iterable[tuple[str, FieldInfo]]:
+    """Dotted names of all settings, with what is known of each."""
+    for name, field in model.model_fields.items():
+        inner = _model(field.annotation)
+        if inner is None or get_origin(field.annotation) is tuple:
+            yield f"{before}{name}", field
+        else:
+            yield from fields(inner, f"{before}{name}.")
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise BadSetting(f"settings {file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSetting(f"settings {file} are no TOML: {error}") from error
+
+
+def _overlay(given: dict[str, Any], flags: Sequence[str]) -> None:
+    words = list(flags)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise BadSetting(f"{word!r} is no flag; expected --section.key VALUE, such as --adapter.rank 8")
+        name, equals, text = word.removeprefix("--").replace("-", "_").partition("=")
+        if equals:
+            text = word.partition("=")[2]
+        elif words:
+            text = words.pop(0)
+        else:
+            raise BadSetting(f"{word} has no value")
+        _put(given, name.split("."), text)
+
+
+def _put(given: dict[str, Any], path: list[str], text: str) -> None:
+    *sections, key = path
+    place: Any = given
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise BadSetting(f"--{'.'.join(path)}: {section} is no section")
+    place[key] = _value(_field(path), text)
+
+
+def _value(field: FieldInfo | None, text: str) -> Any:
+    """A flag's text: as it is where a setting takes words only, else as TOML, else as it is."""
+    if field is not None and _words_only(field.annotation):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _field(path: list[str]) -> FieldInfo | None:
+    return dict(fields()).get(".".join(path))
+
+
+def _words_only(annotation: Any) -> bool:
+    kinds = [kind for kind in _alternatives(annotation) if kind is not type(None)]
+    return all(kind in (str, Path) for kind in kinds)
+
+
+def _alternatives(annotation: Any) -> Iterable[Any]:
+    if get_origin(annotation) in (Union, UnionType):
+        for inner in get_args(annotation):
+            yield from _alternatives(inner)
+    elif get_origin(annotation) is Literal:
+        yield from {type(value) for value in get_args(annotation)}
+    elif hasattr(annotation, "__metadata__"):
+        yield from _alternatives(get_args(annotation)[0])
+    else:
+        yield annotation
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation stands for, also an optional one."""
+    for kind in _alternatives(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _lines(faults: Iterable[Any]) -> list[str]:
+    """A line for each setting at fault; what each kind of value it may have expects is one line."""
+    known = {name for name, _ in fields()}
+    lines: dict[str, list[str]] = {}
+    for fault in faults:
+        place = [str(part) for part in fault["loc"]]
+        whole = next((".".join(place[:end]) for end in range(len(place)) if ".".join(place[:end]) in known), None)
+        several = whole is not None and not place[len(whole.split("."))].isdigit()
+        name = whole if whole is not None and several else ".".join(place)
+        lines.setdefault(name, []).append(_fault(name, fault))
+    return [f"{name} {' or '.join(dict.fromkeys(said))}" for name, said in lines.items()]
+
+
+def _fault(name: str, fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        *sections, key = name.split(".")
+        keys = _keys([section for section in sections if not section.isdigit()])
+        near = get_close_matches(key, keys, 1, 0.4)
+        hint = f"did you mean {'.'.join([*sections, near[0]])}?" if near else f"known: {', '.join(keys)}"
+        return f"is no setting; {hint}"
+    if fault["type"] == "missing":
+        return "is missing"
+    return f"is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(sections: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for section in sections:
+        field = model.model_fields.get(section)
+        inner = None if field is None else _model(field.annotation)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
