@@ -178,7 +178,7 @@ def test_commands_in_documents_exist(capsys: pytest.CaptureFixture[str], monkeyp
         if words[0].startswith("-"):
             command: list[str] = []
         else:
-            command = words[:2] if words[0] in ("adapters", "config") else words[:1]
+            command = words[:2] if words[0] in ("adapters", "config", "train") else words[:1]
         for name in command[-1].split("|") if command else [None]:
             text = _help(capsys, *command[:-1], *([name] if name else []))
             assert text is not None, f"no such command: loramux {' '.join(words)}"

@@ -1,4 +1,4 @@
-"""`loramux train run|check|presets`.
+"""`loramux train run|check|presets|settings`.
 
 Takes a settings file and flags; calls a run and prints what it was. An error is one line for each reason and exit
 status 1; misuse is 2. It imports torch last.
@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 
 from loramux_client import terminal
 from loramux_train import presets as preset_text
+from loramux_train import settings_table
 from loramux_train.config import fields
 from loramux_train.errors import BadSetting, TrainError
 
@@ -63,6 +64,13 @@ def presets() -> int:
     return 0
 
 
+@train.command
+def settings() -> int:
+    """Show every setting with its default, as Markdown."""
+    print(settings_table.text())
+    return 0
+
+
 train.command("loramux_train.data.check_command:check", name="check")
 
 
@@ -84,18 +92,18 @@ def _run(file: Path | None, flags: list[str], dry_run: bool, resume: str | None,
     from loramux_train.watchers import Bar, JsonLog, TensorBoard
 
     disable_progress_bar()
-    settings = config.read(file, flags, base.native_resolution)
-    _, plan = session.plan_of(settings)
+    made = config.read(file, flags, base.native_resolution)
+    _, plan = session.plan_of(made)
     if not quiet or dry_run:
         print(plan.text())
     if dry_run:
         return 0
-    watchers = [JsonLog(settings.output.folder / "log.jsonl")]
+    watchers = [JsonLog(made.output.folder / "log.jsonl")]
     watchers += [] if quiet else [Bar()]
-    watchers += [TensorBoard(settings.output.folder / "tensorboard")] if settings.output.tensorboard else []
+    watchers += [TensorBoard(made.output.folder / "tensorboard")] if made.output.tensorboard else []
     start = resume if resume in (None, "latest") else Path(resume)
     try:
-        path = session.run(settings, open_folders, start, watchers)
+        path = session.run(made, open_folders, start, watchers)
     except DataError as error:
         return _told(error, FAILED)
     except session.Stopped as stopped:

@@ -18,7 +18,9 @@ class RunSettings(Section):
     )
     device: Literal["auto", "cpu"] = Field(default="auto", description="auto: a GPU, if there is one.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; unset: as PyTorch chooses.")
-    gradient_checkpointing: bool = Field(default=False, description="Less memory, about a third more time.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute parts of the forward twice: less memory, more time."
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of the factors' start, noise, timesteps and dropout.")
     save_every: int = Field(default=250, ge=1, description="Steps between checkpoints; the last step is always one.")
     keep: int = Field(default=4, ge=1, description="Checkpoints kept, the newest.")

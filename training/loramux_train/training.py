@@ -172,5 +172,7 @@ class Training:
 
 def _checkpoint_gradients(model: Any) -> None:
     """diffusers and transformers name it differently."""
-    enable = getattr(model, "enable_gradient_checkpointing", None) or model.gradient_checkpointing_enable
-    enable()
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:
+        model.enable_gradient_checkpointing()

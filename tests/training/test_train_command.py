@@ -1,0 +1,94 @@
+"""`loramux train`, as a user runs it, on the built-in base."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from loramux_train.cli import train
+from loramux_train.config import fields
+from loramux_train.target_settings import ABOUT, BLOCKS
+
+
+def run(*words: str) -> int:
+    return train(list(words), result_action="return_value", exit_on_error=False, print_error=False)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (64, 64), (40 * number, 90, 200 - 40 * number)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a key number {number}")
+    return folder
+
+
+def _flags(pictures: Path, out: Path, **more: Any) -> list[str]:
+    values = {"data.folders": pictures, "data.batch_size": 2, "run.steps": 2, "run.device": "cpu", "run.threads": 1,
+              "output.folder": out, **more}  # fmt: skip
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def test_a_folder_becomes_an_adapter(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    more = {"data.validation_share": 0.2, "data.cache": cache}
+    assert run("run", *_flags(pictures, out, **more)) == 0
+    told = capsys.readouterr().out
+    assert "42 layers" in told and "adapter.safetensors: " in told
+    assert max(float(t.abs().max()) for n, t in load_file(out / "adapter.safetensors").items() if "lora_up" in n) > 0
+    beside = tomllib.loads((out / "train.toml").read_text())
+    assert beside["data"]["resolution"] == 64 and beside["optimiser"]["rate"] == 1e-3
+    assert sorted(path.name for path in cache.iterdir()) == ["latents", "text"]
+    first = (out / "adapter.safetensors").read_bytes()
+    again = tmp_path / "again"
+    beside["output"]["folder"] = str(again)
+    file = tmp_path / "again.toml"
+    file.write_text((out / "train.toml").read_text().replace(str(out), str(again)))
+    assert run("run", str(file), "--quiet") == 0
+    assert load_file(again / "adapter.safetensors").keys() == load_file(out / "adapter.safetensors").keys()
+    assert len(first) == (again / "adapter.safetensors").stat().st_size
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = _flags(pictures, out, **{"targets.blocks": "article", "adapter.rank": "large"})
+    assert run("run", "--dry-run", *flags) == 0
+    told = capsys.readouterr().out
+    assert "36 layers, 106,496 parameters" in told
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        (["--adapter.rnk", "3"], 2, "loramux: adapter.rnk is no setting; did you mean adapter.rank?"),
+        (["--base.path", "nowhere"], 1, "loramux: base nowhere is no folder and no file"),
+        (["--data.folders", "nowhere"], 1, "loramux: "),
+        (["--resume", "latest"], 1, "there are no checkpoints in"),
+    ],
+)
+def test_an_error_is_a_line_and_a_status(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], status: int, said: str
+) -> None:
+    out = tmp_path / "out"
+    assert run("run", *_flags(pictures, out), *flags) == status
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_presets_are_all_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("presets") == 0
+    words = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert words == {*ABOUT, *BLOCKS, "small", "medium", "large"}
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    run("run", "--help")
+    told = capsys.readouterr().out
+    assert [name for name, _ in fields() if f"--{name} " not in told] == []
