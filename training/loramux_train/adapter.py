@@ -97,7 +97,7 @@ def _check(adapter: Adapter, dtype: torch.dtype) -> None:
                 if tensor is None:
                     continue
                 if not tensor.isfinite().all():
-                    raise ValueError(f"{part}.{path}: {name} is not finite; training diverged, nothing was written")
+                    raise ValueError(f"{part}.{path}: not finite; training diverged, nothing was written")
                 if not tensor.to(dtype).isfinite().all():
                     raise ValueError(f"{part}.{path}: {name} is too large for {dtype}; write it in fp32")
     ups = [pair.up for _, factors in adapter.parts() for pair in factors.values()]
