@@ -36,7 +36,7 @@ _DORA = AdapterSettings(rank=2, dora=True)
 def test_diffusers_draws_with_a_file_what_the_trained_base_predicts(
     settings: AdapterSettings, naming: Naming, tmp_path: Path
 ) -> None:
-    """bmaltais and others: alpha lost or ignored, keys that load and do nothing (diffusers#9291, #14088)."""
+    """huggingface/diffusers#9291, #14088: alpha lost or ignored, keys that load and do nothing."""
     ours = base.load(base.outline_of(BUILTIN), torch.float32, torch.device("cpu"))
     targets = TargetSettings(modules="locon", text_encoder=not settings.dora)
     injected = inject(ours.parts(), plan.make(ours.parts(), targets, settings, "adamw", 4), settings, seed=0)

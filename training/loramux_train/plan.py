@@ -42,17 +42,13 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The layers that get factors. base_parameters: of all models that are held; bytes_each: of one of those.
-
-    activation_bytes: an estimate of what a forward keeps for the backward, or None where nothing is known.
-    """
+    """The layers that get factors. base_parameters: of all models that are held; bytes_each: of one of those."""
 
     layers: tuple[Planned, ...]
     base_parameters: int
     bytes_each: int
     optimiser: str
     averaged: bool
-    activation_bytes: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -61,9 +57,9 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Estimated bytes: base, factors with gradients and optimiser, and activations where they are known."""
+        """Estimated bytes: the base, and factors with gradients and optimiser; activations come on top."""
         trained = self.parameters * 4 * (_COPIES[self.optimiser] + self.averaged)
-        return int(self.base_parameters * self.bytes_each + trained) + (self.activation_bytes or 0)
+        return int(self.base_parameters * self.bytes_each + trained)
 
     def of(self, part: str) -> tuple[Planned, ...]:
         """The layers of one part of the base."""
@@ -74,12 +70,11 @@ class Plan:
         rows = [("part", "block", "layers", "group", "rank", "parameters"), *_rows(self.layers)]
         widths = [max(len(row[column]) for row in rows) for column in range(6)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        known = "" if self.activation_bytes is None else f", {_size(self.activation_bytes)} of it activations"
         return "\n".join([
             *lines,
             f"{len(self.layers)} layers, {self.parameters:,} parameters "
             f"({_size(self.parameters * 2)} in fp16), {self.parameters / self.base_parameters:.2%} of the base's",
-            f"estimated memory {_size(self.memory)}{known or ' and activations'}",
+            f"estimated memory {_size(self.memory)} and activations",
         ])  # fmt: skip
 
 
@@ -89,7 +84,6 @@ def make(
     adapter: AdapterSettings,
     optimiser: str,
     bytes_each: int,
-    activation_bytes: int | None = None,
 ) -> Plan:
     """The plan for a base's modules.
 
@@ -101,7 +95,7 @@ def make(
         for target in select(parts, targets)
     )
     held = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
-    return Plan(layers, held, bytes_each, optimiser, adapter.ema is not None, activation_bytes)
+    return Plan(layers, held, bytes_each, optimiser, adapter.ema is not None)
 
 
 def _planned(part: str, path: str, group: Group, shape: tuple[int, ...], adapter: AdapterSettings) -> Planned:
