@@ -70,14 +70,22 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
         (["--adapter.rnk", "3"], 2, "loramux: adapter.rnk is no setting; did you mean adapter.rank?"),
         (["--base.path", "nowhere"], 1, "loramux: base nowhere is no folder and no file"),
         (["--data.folders", "nowhere"], 1, "loramux: "),
+        (
+            ["--data.prior.folder", "CLASS", "--data.prior.prompt", "a key", "--data.prior.count", "9"],
+            2,
+            "holds 1 class pictures; add some, or lower it",
+        ),
         (["--resume", "latest"], 1, "there are no checkpoints in"),
     ],
 )
 def test_an_error_is_a_line_and_a_status(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], status: int, said: str
 ) -> None:
-    out = tmp_path / "out"
-    assert run("run", *_flags(pictures, out), *flags) == status
+    out, class_pictures = tmp_path / "out", tmp_path / "class"
+    class_pictures.mkdir()
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(class_pictures / "a.png")
+    words = [str(class_pictures) if word == "CLASS" else word for word in flags]
+    assert run("run", *_flags(pictures, out), *words) == status
     assert said in capsys.readouterr().err
     assert not out.exists()
 
