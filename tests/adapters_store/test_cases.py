@@ -280,3 +280,12 @@ def test_listing_imports_no_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_reason_is_documented() -> None:
+    """In docs/errors.md; of a reason that is put together, how it begins."""
+    documented = (ROOT / "docs" / "errors.md").read_text("utf-8").partition("## Reasons of files")[2]
+    told = {reason.partition(":")[0] for reason in re.findall(r"`([a-z][a-z_0-9:A-Z]*)`", documented)}
+    reasons = {reason.partition(":")[0] for reason in _reasons()}
+    classes = {"too_large", "checksum_mismatch"}  # of errors.TooLarge and errors.ChecksumMismatch
+    assert reasons | classes == told - {"loramux"}
