@@ -7,14 +7,14 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from loramux_server import callers, errors
@@ -70,14 +70,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         else:
             kind = "stream_unary" if handler.request_streaming else "unary_unary"
             wrapped = self._unary(getattr(handler, kind), service, method)
-        return handler._replace(**{kind: wrapped})
+        return handler._replace(request_deserializer=_lenient(handler.request_deserializer), **{kind: wrapped})
 
     def _unary(self, behaviour: Any, service: str, method: str) -> Any:
         async def call(request: Any, context: Any) -> Any:
             with _Call(self._metrics, service, method) as record:
                 try:
                     record.caller = self._enter(service, method, context)
-                    return await behaviour(request, context)
+                    return await behaviour(_parsed(request), context)
                 except Exception as error:
                     await record.abort(context, error)
 
@@ -88,7 +88,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             with _Call(self._metrics, service, method) as record:
                 try:
                     record.caller = self._enter(service, method, context)
-                    async with aclosing(behaviour(request, context)) as responses:
+                    async with aclosing(behaviour(_parsed(request), context)) as responses:
                         async for response in responses:
                             yield response
                 except Exception as error:
@@ -105,6 +105,38 @@ class Interceptor(grpc.aio.ServerInterceptor):
         )
         callers.answering(caller)
         return caller.holder
+
+
+class _Malformed:
+    """In place of a message whose bytes are none."""
+
+
+def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """gRPC ends a call whose message it cannot parse with UNKNOWN and the parser's words, before anybody is asked."""
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _Malformed()
+
+    return parsed
+
+
+def _parsed(request: Any) -> Any:
+    """The message, or the stream of them.
+
+    Raises:
+        InvalidRequest: where it is none, of a stream as it comes.
+    """
+    if isinstance(request, _Malformed):
+        raise errors.InvalidRequest((errors.Violation("request", "cannot be parsed, expected a message of its type"),))
+    return _parsed_all(cast("AsyncIterator[Any]", request)) if isinstance(request, AsyncIterator) else request
+
+
+async def _parsed_all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _parsed(request)
 
 
 class _Call:

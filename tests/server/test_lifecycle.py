@@ -2,8 +2,6 @@
 
 import asyncio
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,47 +10,20 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from living import Living
 
-from loramux_client import AsyncClient
 from loramux_client.errors import Unavailable
 from loramux_client.server_info import Health
-from loramux_server.app import App, Ready
 from loramux_server.metrics import Metrics
-from loramux_server.settings import Settings
 from loramux_server.watchdog import Service, Watchdog
 
 PICTURES, SHELF = "loramux.v1.GenerationService", "loramux.v1.AdapterService"
 
 
-class Living:
-    """A server that runs until it is told to stop."""
-
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        values = {"store": folder, "device": "cpu", "port": 0, "metrics_port": 0, "threads": 1, **settings}
-        self.app, self.stop = App(Settings(**values)), asyncio.Event()
-        self._ready = asyncio.get_running_loop().create_future()
-
-    async def start(self) -> None:
-        self.ended = asyncio.create_task(self.app.run(self._ready.set_result, self.stop))
-        done, _ = await asyncio.wait([self._ready, self.ended], return_when=asyncio.FIRST_COMPLETED)
-        assert self._ready in done, self.ended.exception()
-        self.at: Ready = self._ready.result()
-        self.client = AsyncClient(f"127.0.0.1:{self.at.grpc_port}", timeout=60)
-
-    async def http(self, path: str) -> int:
-        def ask() -> int:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.at.http_port}{path}", timeout=10) as answer:
-                    return int(answer.status)
-            except urllib.error.HTTPError as refused:
-                return refused.code
-
-        return await asyncio.to_thread(ask)
-
-    async def until(self, health_of_pictures: Health) -> None:
-        async with asyncio.timeout(30):
-            while await self.client.health(PICTURES) is not health_of_pictures:
-                await asyncio.sleep(0.05)
+async def until(living: Living, health_of_pictures: Health) -> None:
+    async with asyncio.timeout(30):
+        while await living.client.health(PICTURES) is not health_of_pictures:
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -60,9 +31,7 @@ async def living(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
     made = Living(tmp_path / "store", **getattr(request, "param", {}))
     await made.start()
     yield made
-    made.stop.set()
-    await made.client.close()
-    await made.ended
+    await made.close()
 
 
 @pytest.mark.parametrize("living", [{"stall_seconds": 0.6}], indirect=True)
@@ -78,7 +47,7 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
 
     monkeypatch.setattr(living.app.engine, "step", stalling)
     drawing = asyncio.create_task(living.client.generate("a red apple", steps=2))
-    await living.until(Health.NOT_SERVING)
+    await until(living, Health.NOT_SERVING)
     assert await living.client.health("") is Health.NOT_SERVING and await living.client.health(SHELF) is Health.SERVING
     assert (await living.http("/readyz"), await living.http("/livez")) == (503, 200)  # it may yet go on
     sample = living.app.metrics.registry.get_sample_value
@@ -87,13 +56,13 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
     )
     go_on.set()
     assert (await drawing).images
-    await living.until(Health.SERVING)
+    await until(living, Health.SERVING)
     assert await living.http("/readyz") == 200
 
 
 async def test_a_dead_runner_is_no_longer_alive(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(living.app.runner._scheduler, "plan", lambda: 1 / 0)
-    await living.until(Health.NOT_SERVING)
+    await until(living, Health.NOT_SERVING)
     assert (await living.http("/readyz"), await living.http("/livez")) == (503, 503)
 
 
@@ -104,7 +73,7 @@ async def test_a_stop_is_seen_first_then_turns_away_and_lets_finish(living: Livi
     await asyncio.sleep(0.1)
     running = asyncio.create_task(living.client.generate("a red apple", steps=30))
     living.stop.set()
-    await living.until(Health.NOT_SERVING)
+    await until(living, Health.NOT_SERVING)
     assert (await living.http("/readyz"), await living.http("/livez")) == (503, 200)
     assert (await living.client.generate("a dog", steps=1)).images, "still lingering"
     slow = asyncio.create_task(living.client.generate("a red apple", steps=150))

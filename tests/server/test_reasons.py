@@ -1,7 +1,6 @@
 """Every reason of an error stands in docs/errors.md with its code, and a test produces it."""
 
 import ast
-import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from living import Living
 from safetensors.torch import save
 
 import loramux_server
-from loramux_client import AsyncClient
 from loramux_client.errors import FailedPrecondition, LoraMuxClientError, NotFound, ResourceExhausted
-from loramux_server.app import App, Ready
-from loramux_server.settings import Settings
 
 ROOT = Path(loramux_server.__file__).parents[2]
 SOURCES = Path(loramux_server.__file__).parent
@@ -59,36 +56,28 @@ def _raised() -> Iterator[str]:
 
 async def test_what_admission_refuses(tmp_path: Path) -> None:
     """Together on one small server: a rank of 16 in a row, one picture at a time."""
-    values = {"store": tmp_path, "port": 0, "metrics_port": 0, "threads": 1, "max_queue": 1, "deterministic_rank": 16}
-    app, stop, ready = (
-        App(Settings(deterministic=True, **values)),
-        asyncio.Event(),
-        asyncio.get_running_loop().create_future(),
+    living = Living(tmp_path, max_queue=1, deterministic=True, deterministic_rank=16)
+    await living.start()
+    client = living.client
+
+    async def refusal(kind: type[LoraMuxClientError], **asked: Any) -> LoraMuxClientError:
+        with pytest.raises(kind) as caught:
+            await client.generate("a red apple", steps=2, **asked)
+        return caught.value
+
+    width = {"lora_down": (4, 320), "lora_up": (320, 4)}
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    await client.upload(
+        save({f"{key}.{part}.weight": torch.ones(shape) for part, shape in width.items()}), "other", layout="sd1"
     )
-    ended = asyncio.create_task(app.run(ready.set_result, stop))
-    at: Ready = await ready
-
-    async with AsyncClient(f"127.0.0.1:{at.grpc_port}", timeout=60) as client:
-
-        async def refusal(kind: type[LoraMuxClientError], **asked: Any) -> LoraMuxClientError:
-            with pytest.raises(kind) as caught:
-                await client.generate("a red apple", steps=2, **asked)
-            return caught.value
-
-        width = {"lora_down": (4, 320), "lora_up": (320, 4)}
-        key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-        await client.upload(
-            save({f"{key}.{part}.weight": torch.ones(shape) for part, shape in width.items()}), "other", layout="sd1"
-        )
-        error = await refusal(NotFound, adapters={"nobody": 1.0})
-        assert error.reason == "ADAPTER_NOT_FOUND" and error.metadata == {"adapter": "nobody"}
-        assert (await refusal(FailedPrecondition, adapters={"other": 1.0})).reason == "LAYOUT_MISMATCH"
-        assert (await refusal(FailedPrecondition, adapters={"ink": 1.0, "glossy": 1.0})).reason == "BLEND_TOO_LARGE"
-        assert (await client.generate("a red apple", steps=2, adapters={"ink": 1.0})).images, "each alone fits"
-        running = client.stream("a red apple", steps=100)
-        await anext(running)
-        error = await refusal(ResourceExhausted)
-        assert error.reason == "QUEUE_FULL" and (error.retry_after or 0) >= 1
-        await running.aclose()
-    stop.set()
-    await ended
+    error = await refusal(NotFound, adapters={"nobody": 1.0})
+    assert error.reason == "ADAPTER_NOT_FOUND" and error.metadata == {"adapter": "nobody"}
+    assert (await refusal(FailedPrecondition, adapters={"other": 1.0})).reason == "LAYOUT_MISMATCH"
+    assert (await refusal(FailedPrecondition, adapters={"ink": 1.0, "glossy": 1.0})).reason == "BLEND_TOO_LARGE"
+    assert (await client.generate("a red apple", steps=2, adapters={"ink": 1.0})).images, "each alone fits"
+    running = client.stream("a red apple", steps=100)
+    await anext(running)
+    error = await refusal(ResourceExhausted)
+    assert error.reason == "QUEUE_FULL" and (error.retry_after or 0) >= 1
+    await running.aclose()
+    await living.close()

@@ -1,0 +1,106 @@
+"""Whatever a client sends, it gets an answer or a refusal that names what is wrong, and the server goes on."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from living import Living
+from random_messages import random_bytes, random_message
+
+from loramux.v1 import adapter_service_pb2, generation_pb2, generation_service_pb2
+
+METHODS = [
+    method
+    for file in (generation_service_pb2, adapter_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED}
+SECONDS = 20.0  # for a call: far above what any takes, so that a hang is seen
+_AT_ONCE = 8
+
+
+@pytest.fixture
+async def living(tmp_path: Path) -> AsyncIterator[Living]:
+    made = Living(tmp_path / "store", max_side=64, threads=2)
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.mark.timeout(300)
+async def test_any_message_is_answered(living: Living) -> None:
+    await answer_all(living, calls=500)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+async def test_any_message_is_answered_for_long(living: Living) -> None:
+    await answer_all(living, calls=20_000)
+
+
+async def answer_all(living: Living, calls: int) -> None:
+    told, chance = Counter[tuple[str, str]](), random.Random(0)
+    async with grpc.aio.insecure_channel(living.target) as channel:
+        for start in range(0, calls, _AT_ONCE):
+            planned = [(METHODS[(start + n) % len(METHODS)], random.Random(chance.random())) for n in range(_AT_ONCE)]
+            for method, code in await asyncio.gather(*(call(channel, *each) for each in planned)):
+                told[method, code] += 1
+    methods = {method for method, _ in told}
+    assert methods == {method.name for method in METHODS}
+    assert {code for _, code in told} >= {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}, told
+    assert told["Generate", "OK"] and told["Generate", "INVALID_ARGUMENT"], told
+    assert (await living.client.generate("a red apple", steps=1)).images
+    assert living.sample("loramux_requests_in_flight") == 0
+
+
+async def call(channel: grpc.aio.Channel, method: MethodDescriptor, chance: random.Random) -> tuple[str, str]:
+    """One call of random messages; how it ended."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    kind = {(False, False): "unary_unary", (False, True): "unary_stream", (True, False): "stream_unary"}
+    stub = getattr(channel, kind[method.client_streaming, method.server_streaming])(path)
+    messages = [random_bytes(_sendable(random_message(method.input_type, chance), chance), chance) for _ in range(3)]
+    try:
+        async with asyncio.timeout(SECONDS):
+            if method.server_streaming:
+                async for _ in stub(messages[0]):
+                    pass
+            else:
+                await stub(iter(messages) if method.client_streaming else messages[0])
+    except grpc.aio.AioRpcError as error:
+        lost = "execute_batch" in (error.debug_error_string() or "")  # the client's, of a call that ended as it wrote
+        assert error.code() not in NEVER or lost, (path, error.code(), error.details(), messages)
+        assert lost or _reason(error), (path, error.details(), messages)
+        assert "Traceback" not in (error.details() or "")
+        return method.name, error.code().name
+    return method.name, "OK"
+
+
+def _sendable(message: Message, chance: random.Random) -> Message:
+    """Of a request for pictures mostly one that is right but for two fields, and none that draws for minutes."""
+    if not isinstance(message, generation_pb2.GenerateRequest):
+        return message
+    if chance.random() < 0.8:
+        said = chance.sample(fields := message.ListFields(), min(2, len(fields)))
+        for field, _ in fields:
+            if field not in [kept for kept, _ in said]:
+                message.ClearField(field.name)
+        message.prompt = message.prompt or "a red apple"
+    message.steps = min(message.steps or 1, 2)
+    message.num_images = min(message.num_images or 1, 2)
+    del message.timesteps[4:]
+    return message
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    status, info = rpc_status.from_call(error), error_details_pb2.ErrorInfo()
+    return next((info.reason for detail in (status.details if status else ()) if detail.Unpack(info)), "")
