@@ -32,9 +32,9 @@ class Ready:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncGenerator[Ready]:
+async def serving(folder: Path, *options: str) -> AsyncGenerator[Ready]:
     """A server on free ports, stopped gracefully at the end."""
-    command = ["-m", "loramux_client.cli", "serve", "--port", "0", "--metrics-port", "0"]
+    command = ["-m", "loramux_client.cli", "serve", "--port", "0", "--metrics-port", "0", *options]
     log = folder / "server.log"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(

@@ -12,9 +12,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from loramux_server.bench import cli, engine, gpu, ingest, kernels, shapes, soak, store, tiers, unet
+from loramux_client import AsyncClient
+from loramux_server.bench import call, cli, engine, gpu, ingest, kernels, serve, shapes, soak, store, tiers, unet
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
+from loramux_server.demo_server import serving
 from loramux_server.engine.device_tier import DeviceTier
 from loramux_server.requests import BlendEntry
 
@@ -227,3 +229,17 @@ def test_one_json_object(name: str) -> None:
     for row in told["rows"]:
         assert row.keys() == {"name", "value", "unit", "bound", "holds"}
         assert row["value"] > 0 or (row["unit"] == "operations" and row["holds"])
+
+
+async def test_a_server_asked_for_too_much_refuses_with_a_time_to_wait(tmp_path: Path) -> None:
+    """The short form of `loramux bench serve`: two hundred requests in two seconds, of which four may wait."""
+    async with serving(tmp_path, "--max-queue", "4") as ready, AsyncClient(ready.grpc, timeout=60) as client:
+        heard = await serve._open_loop(client, ready, rate=100.0, seconds=2.0)
+    drawn = heard.ends.pop("in time", 0) + heard.ends.pop("after the end", 0)
+    assert drawn >= 4 and heard.ends.pop("refused") > 50 and not heard.ends
+    assert 0 < max(heard.queued) <= 4 and heard.health and heard.memory
+
+
+def test_a_call_and_the_engine_draw_the_same() -> None:
+    (row,) = call.measure(repeats=1)
+    assert row.unit == "ms"

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Literal
 
-Name = Literal["kernels", "overhead", "engine", "unet", "store", "scheduler", "tiers", "soak", "tune"]
+Name = Literal["kernels", "overhead", "engine", "unet", "store", "scheduler", "tiers", "serve", "soak", "tune"]
 
 
 def bench(name: Name, *, json: bool = False) -> int:
@@ -26,7 +26,8 @@ def bench(name: Name, *, json: bool = False) -> int:
         of a hundred thousand adapters, and opening a store of as many. scheduler: how long requests take over their
         fair share, on a simulated device; also draws out/bench/scheduler.png. tiers: a
         thousand adapters asked for with a Zipf tail where fifty fit on the device, and the gaps between ticks beside a
-        slow disk. soak: thousands of requests that load,
+        slow disk. serve: a server asked for one and a half times
+        what it can do, for three minutes. soak: thousands of requests that load,
         blend, evict and are cancelled, and whether anything is left behind; takes long. tune: which kernel is fastest
         for each layer on the NVIDIA card here; rewrites the kernels' dispatch table.
     json:
@@ -39,7 +40,19 @@ def bench(name: Name, *, json: bool = False) -> int:
 
     memory.keep_freed()  # as `loramux serve` does it
     from loramux_server import logs
-    from loramux_server.bench import engine, harness, kernels, overhead, scheduling, soak, store, tiers, tune, unet
+    from loramux_server.bench import (
+        engine,
+        harness,
+        kernels,
+        overhead,
+        scheduling,
+        serve,
+        soak,
+        store,
+        tiers,
+        tune,
+        unet,
+    )
 
     if name == "tune" and not tune.possible():
         print(
@@ -55,6 +68,7 @@ def bench(name: Name, *, json: bool = False) -> int:
         "store": store,
         "scheduler": scheduling,
         "tiers": tiers,
+        "serve": serve,
         "soak": soak,
         "tune": tune,
     }

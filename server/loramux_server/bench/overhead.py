@@ -1,14 +1,15 @@
 """What adapters cost where none acts, and what the host does for those that do.
 
 A batch without adapters: the bits and operations of the base as loaded, and nearly its time. A blend of resident
-adapters: its first tick is as quick among a thousand residents as among ten, and another weight is next to nothing.
+adapters: its first tick is as quick among a thousand residents as among ten, and another weight is next to nothing. A
+call: what wire and queue add to its picture.
 """
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from loramux_server.app import BUILTIN_FOLDER
-from loramux_server.bench import activation
+from loramux_server.bench import activation, call
 from loramux_server.bench.harness import Row, processor, ratio
 from loramux_server.bench.operations import operations
 from loramux_server.engine.load_base import load_base
@@ -18,8 +19,8 @@ _REPEATS = 15
 
 
 def measure() -> list[Row]:
-    """The wrapped UNet without tables over the same UNet as loaded, then the host's work."""
-    return [*_wrapped(), *activation.measure()]
+    """The wrapped UNet without tables over the same UNet as loaded, the host's work, and a call's."""
+    return [*_wrapped(), *activation.measure(), *call.measure()]
 
 
 @torch.inference_mode()
