@@ -65,6 +65,10 @@ _SERVICES = (
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
     ("grpc.max_concurrent_streams", 256),
+    # Calls that wait to be taken up while the loop is busy: above the first number some are cancelled at random, above
+    # the second all are. The default of 1,000 turns callers away who would be answered a moment later.
+    ("grpc.server.max_pending_requests", 8192),
+    ("grpc.server.max_pending_requests_hard_limit", 16384),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.max_receive_message_length", 2 * images.MAX_BYTES + (1 << 20)),  # image, mask and the rest of a request
 ]

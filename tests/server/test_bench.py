@@ -13,7 +13,21 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from loramux_client import AsyncClient
-from loramux_server.bench import call, cli, engine, gpu, ingest, kernels, serve, shapes, soak, store, tiers, unet
+from loramux_server.bench import (
+    call,
+    cli,
+    engine,
+    gpu,
+    ingest,
+    kernels,
+    serve,
+    shapes,
+    soak,
+    store,
+    streams,
+    tiers,
+    unet,
+)
 from loramux_server.bench.harness import Row, medians, ratio, report
 from loramux_server.bench.shapes import LayerShape
 from loramux_server.demo_server import serving
@@ -238,6 +252,11 @@ async def test_a_server_asked_for_too_much_refuses_with_a_time_to_wait(tmp_path:
     drawn = heard.ends.pop("in time", 0) + heard.ends.pop("after the end", 0)
     assert drawn >= 4 and heard.ends.pop("refused") > 50 and not heard.ends
     assert 0 < max(heard.queued) <= 4 and heard.health and heard.memory
+
+
+async def test_streams_are_held_open_beside_one_another(tmp_path: Path) -> None:
+    rows = await serve._measure_streams(tmp_path, streams.Crowd(connections=4, watches=20, pictures=3))
+    assert [row.unit for row in rows] == ["ms", "ms"] and rows[0].name.startswith("92 open streams on 8 connections")
 
 
 def test_a_call_and_the_engine_draw_the_same() -> None:

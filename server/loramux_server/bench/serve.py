@@ -2,7 +2,8 @@
 
 Takes a duration; starts a server like any user's, finds out what it does when it is kept busy, then sends requests at
 random moments whatever becomes of those before, as many clients do who know nothing of one another. Gives goodput, what
-was refused and how, the queue, memory, and how long a health check takes meanwhile.
+was refused and how, the queue, memory, and how long a health check takes meanwhile; then the same of thousands of
+streams that are open at once.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from loramux_client import AsyncClient
 from loramux_client.errors import LoraMuxClientError, ResourceExhausted
+from loramux_server.bench import streams
 from loramux_server.bench.harness import Row
 from loramux_server.demo_server import Ready, serving
 
@@ -41,7 +43,15 @@ class _Heard:
 def measure(seconds: float = 180.0, max_queue: int = 64) -> list[Row]:
     """seconds: of overload; finding the capacity takes a sixth of that, twice: before and after."""
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_measure(Path(folder), seconds, max_queue))
+        return [
+            *asyncio.run(_measure(Path(folder), seconds, max_queue)),
+            *asyncio.run(_measure_streams(Path(folder), streams.Crowd())),
+        ]
+
+
+async def _measure_streams(folder: Path, crowd: streams.Crowd) -> list[Row]:
+    async with serving(folder) as ready:
+        return await streams.measure(ready.grpc, crowd)
 
 
 async def _measure(folder: Path, seconds: float, max_queue: int) -> list[Row]:
