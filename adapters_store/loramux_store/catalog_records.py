@@ -42,6 +42,7 @@ def _summary(row: Any) -> dict[str, Any]:
         "device_bytes": row.device_bytes,
         "create_time": time_of(row.create_us),
         "embedding": None if row.embedding is None else Embedding(*json.loads(row.embedding)),
+        "bundled": tuple(Embedding(*each) for each in json.loads(row.bundled)),
         "notes": FileNotes(tuple(words), source, licence, base_model),
     }
 

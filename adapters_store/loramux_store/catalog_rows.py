@@ -51,6 +51,7 @@ class NewVersion:
     rank: int
     device_bytes: int
     embedding: Embedding | None
+    bundled: tuple[Embedding, ...]
     notes: FileNotes
     options: str
     report: str
@@ -193,6 +194,7 @@ def insert_version(connection: sa.Connection, adapter_id: int, number: int, new:
             rank=new.rank,
             device_bytes=new.device_bytes,
             embedding=None if new.embedding is None else _json(_embedding(new.embedding)),
+            bundled=_json([_embedding(each) for each in new.bundled]),
             notes=_json(astuple(new.notes)),
             create_us=now,
         )

@@ -9,26 +9,30 @@
 | m | [N] or [Cin] | magnitudes of weight decomposition |
 | weight, bias | [n] | delta of a normalisation; bias alone: of any module, its scale worked in |
 
-Metadata: format, and {module: {rank, scale, axis}} as JSON under modules; scale multiplies all but m and bias, axis is
-that of m. A seal ends the file. Takes tables of shapes; gives the header, and says whether a file is of the current
-form. Knows no uploads and no torch.
+and of its embeddings, the one that it is or those bundled with it, fp32 `vectors.<number>.<text encoder>`
+[vectors, width].
+
+Metadata: format, {module: {rank, scale, axis}} as JSON under modules, and [[trigger, vectors, {text encoder: width}]]
+under embeddings; scale multiplies all but m and bias, axis is that of m. A seal ends the file. Takes tables of shapes;
+gives the header, and says whether a file is of the current form. Knows no uploads and no torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from loramux_store.errors import Refused
 from loramux_store.header import read_container
+from loramux_store.record import Embedding
 from loramux_store.seal import SEAL, is_unbroken, seal_entry
 
-__all__ = ["FORMAT", "MAX_FILE", "CompiledModule", "header_bytes", "is_current"]
+__all__ = ["FORMAT", "MAX_FILE", "CompiledModule", "header_bytes", "is_current", "vector_name"]
 
-FORMAT = "4"
+FORMAT = "5"
 # Bounds the scan of our own file only: a 4 GiB upload in fp8 becomes 16 GiB of fp32.
 MAX_FILE = 1 << 40
 
@@ -44,29 +48,51 @@ class CompiledModule:
     parts: Mapping[str, tuple[int, ...]]
 
 
-def header_bytes(modules: list[CompiledModule]) -> bytes:
-    """Length and JSON; the data follow, the parts of each module in this order, then the seal."""
+def vector_name(number: int, encoder: str) -> str:
+    """Of the tensor with an embedding's vectors for a text encoder."""
+    return f"vectors.{number}.{encoder}"
+
+
+def header_bytes(modules: Sequence[CompiledModule], embeddings: Sequence[Embedding]) -> bytes:
+    """Length and JSON; the data follow: the parts of each module in this order, the vectors of each embedding in the
+    order of its widths, then the seal."""
     table = {module.path: {"rank": module.rank, "scale": module.scale, "axis": module.axis} for module in modules}
     header: dict[str, object] = {
         "__metadata__": {
             "format": FORMAT,
             "modules": json.dumps(table, separators=(",", ":"), allow_nan=False),
+            "embeddings": _said(embeddings),
         }
     }
     at = 0
-    for module in modules:
-        for name, shape in module.parts.items():
-            end = at + 4 * prod(shape)
-            header[f"{module.path}.{name}"] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, end]}
-            at = end
+    for name, shape in _shapes(modules, embeddings):
+        end = at + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, end]}
+        at = end
     header[SEAL] = seal_entry(at)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the floats lie aligned
     return len(text).to_bytes(8, "little") + text
 
 
-def is_current(path: Path, ranks: Mapping[str, int]) -> bool:
-    """Whether the file is there, of this form and of these modules, and unbroken."""
+def _shapes(
+    modules: Sequence[CompiledModule], embeddings: Sequence[Embedding]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for module in modules:
+        for name, shape in module.parts.items():
+            yield f"{module.path}.{name}", shape
+    for number, embedding in enumerate(embeddings):
+        for encoder, width in embedding.widths.items():
+            yield vector_name(number, encoder), (embedding.vectors, width)
+
+
+def _said(embeddings: Sequence[Embedding]) -> str:
+    rows = [[each.trigger, each.vectors, dict(each.widths)] for each in embeddings]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def is_current(path: Path, ranks: Mapping[str, int], embeddings: Sequence[Embedding]) -> bool:
+    """Whether the file is there, of this form, of these modules and embeddings, and unbroken."""
     try:
         container = read_container(path, MAX_FILE)
         table = json.loads(container.metadata.get("modules", "null"))
@@ -74,4 +100,4 @@ def is_current(path: Path, ranks: Mapping[str, int]) -> bool:
         unbroken = container.metadata.get("format") == FORMAT and is_unbroken(path)
     except (OSError, Refused, ValueError, AttributeError, TypeError, KeyError):
         return False
-    return unbroken and found == dict(ranks)
+    return unbroken and found == dict(ranks) and container.metadata.get("embeddings") == _said(embeddings)

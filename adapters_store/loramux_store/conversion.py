@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from loramux_store.errors import InvalidArgument
-from loramux_store.formats.embedding import EmbeddingPlan, plan_embedding
+from loramux_store.formats.embedding import plan_embedding
 from loramux_store.formats.plan import Plan, make_plan
 from loramux_store.header import Container
 from loramux_store.layout import Layout
@@ -19,7 +19,7 @@ __all__ = ["convert", "planned"]
 
 def planned(
     container: Container, options: InterpretOptions, name: str, layouts: Sequence[Layout], wanted: Layout | None
-) -> Plan | EmbeddingPlan:
+) -> Plan:
     """What a file would become. wanted: the layout that it must be of. Raises Refused, InvalidArgument."""
     embedding = plan_embedding(container, options, name, layouts, wanted)
     if embedding is not None:
@@ -29,10 +29,9 @@ def planned(
     return make_plan(container, options, layouts, wanted)
 
 
-def convert(plan: Plan | EmbeddingPlan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:
+def convert(plan: Plan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:
     """Give the compiled file's bytes to the sink; the warnings that only values can give. Raises Refused."""
     # here, not above: whoever only lists adapters does not pay for importing torch
-    from loramux_store.formats import convert as lora
-    from loramux_store.formats import convert_embedding as embedding
+    from loramux_store.formats.convert import convert
 
-    return embedding.convert_embedding(plan, sink) if isinstance(plan, EmbeddingPlan) else lora.convert(plan, sink)
+    return convert(plan, sink)

@@ -11,7 +11,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from loramux_store.owner_words import MAX_TEXT, MAX_WORDS
@@ -26,15 +26,15 @@ _MOST_TEXTS = 10 * MAX_WORDS
 """Looked at in one place: metadata may hold half a million."""
 
 
-def notes_of(metadata: Mapping[str, str], embedding: Embedding | None) -> FileNotes:
-    """Of a file's metadata, and of the embedding where it is one."""
-    words, source = _words(metadata, embedding)
+def notes_of(metadata: Mapping[str, str], embeddings: Sequence[Embedding]) -> FileNotes:
+    """Of a file's metadata, and of the embeddings in it."""
+    words, source = _words(metadata, embeddings)
     model = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version", "")
     model = re.split(r"[/\\]", model)[-1]  # where it lay on the trainer's disk is nobody's business
     return FileNotes(words, source, _clean(metadata.get("modelspec.license", "")), _clean(model))
 
 
-def _words(metadata: Mapping[str, str], embedding: Embedding | None) -> tuple[tuple[str, ...], str]:
+def _words(metadata: Mapping[str, str], embeddings: Sequence[Embedding]) -> tuple[tuple[str, ...], str]:
     places: tuple[tuple[str, Callable[[str], Iterable[str]]], ...] = (
         ("modelspec.trigger_phrase", lambda text: [text]),
         ("ss_dataset_dirs", _folders),
@@ -45,7 +45,8 @@ def _words(metadata: Mapping[str, str], embedding: Embedding | None) -> tuple[tu
         found = dict.fromkeys(word for text in texts if (word := _clean(text)))
         if found:
             return tuple(found)[:MAX_WORDS], place
-    return ((embedding.trigger,), "embedding") if embedding is not None else ((), "")
+    triggers = tuple(embedding.trigger for embedding in embeddings[:MAX_WORDS])
+    return triggers, "embedding" if triggers else ""
 
 
 def _folders(text: str) -> Iterable[str]:

@@ -13,7 +13,7 @@ from math import prod
 from loramux_store.layout import Layout, ModuleSpec
 from loramux_store.record import Embedding, MatchedModule
 
-__all__ = ["device_bytes", "embedding_bytes", "layer_group"]
+__all__ = ["device_bytes", "layer_group", "vector_bytes"]
 
 _NUMBER = 2  # bytes of a 16-bit number
 _SCALE_NUMBER = 4  # of weight decomposition: fp32 everywhere
@@ -36,9 +36,9 @@ def device_bytes(modules: Iterable[MatchedModule], layout: Layout) -> int:
     return _NUMBER * (values + sum(rank * widths[group] for group, rank in ranks.items())) + _SCALE_NUMBER * scales
 
 
-def embedding_bytes(embedding: Embedding) -> int:
-    """Of a textual inversion."""
-    return _VECTOR_NUMBER * embedding.vectors * sum(embedding.widths.values())
+def vector_bytes(embeddings: Iterable[Embedding]) -> int:
+    """Of textual inversions, on the device and in host memory."""
+    return sum(_VECTOR_NUMBER * each.vectors * sum(each.widths.values()) for each in embeddings)
 
 
 def layer_group(path: str, spec: ModuleSpec) -> str:

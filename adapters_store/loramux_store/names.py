@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from loramux_store.errors import InvalidArgument
 
-__all__ = ["MAX_TRIGGER", "Ref", "check_alias", "check_name", "check_trigger", "parse_ref", "trigger_fault"]
+__all__ = ["MAX_TRIGGER", "Ref", "check_alias", "check_name", "check_trigger", "parse_ref", "spelled", "trigger_fault"]
 
 MAX_TRIGGER = 256
 
@@ -73,6 +73,11 @@ def trigger_fault(text: str) -> str | None:
     if text != text.strip() or any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
         return "no space at its ends and no control characters"
     return None
+
+
+def spelled(trigger: str) -> str:
+    """What triggers have in common that one text of a prompt calls: upper and lower case and white space are alike."""
+    return " ".join(trigger.casefold().split())
 
 
 def check_trigger(text: str, field: str) -> str:

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from loramux_store.catalog_rows import NewVersion
 from loramux_store.file_notes import notes_of
-from loramux_store.footprint import device_bytes, embedding_bytes
-from loramux_store.formats.embedding import EmbeddingPlan
+from loramux_store.footprint import device_bytes, vector_bytes
 from loramux_store.formats.plan import Plan
 from loramux_store.header import Container
 from loramux_store.record import AcceptReport
@@ -20,11 +19,10 @@ from loramux_store.upload import Upload
 __all__ = ["new_version"]
 
 
-def new_version(
-    upload: Upload, blob_digest: str, plan: Plan | EmbeddingPlan, report: AcceptReport, container: Container
-) -> NewVersion:
+def new_version(upload: Upload, blob_digest: str, plan: Plan, report: AcceptReport, container: Container) -> NewVersion:
     """report: the plan's, with what its conversion warned of."""
-    options, embedding = upload.spec.options, report.embedding
+    embedding = report.embedding
+    options = replace(upload.spec.options, bundled=bool(report.bundled))
     if embedding is not None:
         options = replace(options, trigger=embedding.trigger)
     return NewVersion(
@@ -34,9 +32,10 @@ def new_version(
         layout=plan.layout,
         kind="lora" if embedding is None else "embedding",
         rank=max((module.rank for module in report.matched), default=0),
-        device_bytes=device_bytes(report.matched, plan.layout) if embedding is None else embedding_bytes(embedding),
+        device_bytes=device_bytes(report.matched, plan.layout) + vector_bytes(report.embeddings),
         embedding=embedding,
-        notes=notes_of(container.metadata, embedding),
+        bundled=report.bundled,
+        notes=notes_of(container.metadata, report.embeddings),
         options=options_to_json(options),
         report=report_to_json(report),
     )

@@ -45,11 +45,13 @@ class InterpretOptions:
     peft_config: the text of a PEFT adapter_config.json, for files that do not carry it.
     alpha: alpha for modules whose file says none.
     trigger: what stands for an embedding in a prompt; a version of kind `embedding` always has one.
+    bundled: whether a LoRA file's bundled embeddings are part of the version; False of one that has none.
     """
 
     peft_config: str | None = None
     alpha: float | None = None
     trigger: str | None = None
+    bundled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,8 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class AcceptReport:
-    """What was found in a file. A warning is `code: text`. embedding: where it is one; it touches no module."""
+    """What was found in a file. A warning is `code: text`. embedding: where it is one; it touches no module.
+    bundled: embeddings that came in a LoRA's file, by their triggers."""
 
     layout_name: str
     layout_digest: str
@@ -143,6 +146,12 @@ class AcceptReport:
     ignored: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     embedding: Embedding | None = None
+    bundled: tuple[Embedding, ...] = ()
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The one that it is, or those that came with it."""
+        return self.bundled if self.embedding is None else (self.embedding,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +159,8 @@ class VersionSummary:
     """One immutable version, as listings tell it.
 
     kind: lora or embedding. rank: the largest of any module; 0 of an embedding. device_bytes: what it takes on the
-    device in numbers of 16 bits; twice that where the base computes in fp32. embedding: what it is, where it is one.
+    device in numbers of 16 bits; twice that where the base computes in fp32, but for vectors, which are
+    fp32 everywhere. embedding: what it is, where it is one. bundled: embeddings that came in a LoRA's file.
     """
 
     adapter: str
@@ -165,7 +175,13 @@ class VersionSummary:
     device_bytes: int
     create_time: datetime
     embedding: Embedding | None
+    bundled: tuple[Embedding, ...]
     notes: FileNotes
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The one that it is, or those that came with it."""
+        return self.bundled if self.embedding is None else (self.embedding,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

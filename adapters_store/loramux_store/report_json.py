@@ -36,6 +36,8 @@ def report_to_json(report: AcceptReport) -> str:
     if report.embedding is not None:
         found = report.embedding
         body["embedding"] = [found.trigger, found.vectors, dict(found.widths)]
+    if report.bundled:
+        body["bundled"] = [[each.trigger, each.vectors, dict(each.widths)] for each in report.bundled]
     return json.dumps(body, separators=(",", ":"), allow_nan=False)
 
 
@@ -51,11 +53,12 @@ def report_from_json(text: str) -> AcceptReport:
         ignored=tuple((key, why) for key, why in body["ignored"]),
         warnings=tuple(body["warnings"]),
         embedding=Embedding(*body["embedding"]) if "embedding" in body else None,
+        bundled=tuple(Embedding(*each) for each in body.get("bundled", ())),
     )
 
 
 def options_to_json(options: InterpretOptions) -> str:
-    """Canonical: the same interpretation gives the same text.
+    """Canonical: the same interpretation gives the same text. Of files without bundled embeddings, bundled is False.
 
     A PEFT config is written again without its white space but in its own order, because the first
     of its patterns that matches wins.
@@ -73,13 +76,15 @@ def options_to_json(options: InterpretOptions) -> str:
         body["peft_config"] = json.dumps(parsed, separators=(",", ":"))
     if options.trigger is not None:
         body["trigger"] = options.trigger
+    if options.bundled:
+        body["bundled"] = True
     return json.dumps(body, separators=(",", ":"), sort_keys=True)
 
 
 def options_from_json(text: str) -> InterpretOptions:
     """The inverse, up to canonical form."""
     body: dict[str, Any] = json.loads(text)
-    return InterpretOptions(body.get("peft_config"), body.get("alpha"), body.get("trigger"))
+    return InterpretOptions(body.get("peft_config"), body.get("alpha"), body.get("trigger"), body.get("bundled", False))
 
 
 def version_digest(blob_digest: str, options: InterpretOptions) -> str:

@@ -69,6 +69,7 @@ versions = sa.Table(
     sa.Column("rank", sa.Integer),
     sa.Column("device_bytes", sa.Integer),
     sa.Column("embedding", sa.Text),
+    sa.Column("bundled", sa.Text),  # JSON list of embeddings in the form of that column
     sa.Column("notes", sa.Text),
     sa.Column("create_us", sa.Integer),
 )

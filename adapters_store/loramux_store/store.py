@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, get_args
 
-from loramux_store import compiled_embedding
 from loramux_store.backup import refuse_backup
 from loramux_store.blobs import READ_CHUNK, Shelf
 from loramux_store.catalog import Catalog, NewVersion
@@ -25,7 +24,6 @@ from loramux_store.compiled_file import is_current
 from loramux_store.conversion import convert, planned
 from loramux_store.disk import Disk, free_bytes, refuse_network
 from loramux_store.errors import Closed, InvalidArgument, NotFound, UploadNotFound
-from loramux_store.formats.embedding import EmbeddingPlan
 from loramux_store.formats.plan import Plan
 from loramux_store.fsck import inspect
 from loramux_store.header import Container, read_container
@@ -220,11 +218,11 @@ class Store:
         disk.publish(upload.path, self._shelf.blob(new.blob_digest))
         disk.publish(compiled, self._shelf.compiled_file(new.layout.digest, new.digest))
 
-    def _plan(self, container: Container, spec: UploadSpec) -> Plan | EmbeddingPlan:
+    def _plan(self, container: Container, spec: UploadSpec) -> Plan:
         wanted = self.layout(spec.layout) if spec.layout is not None else None
         return planned(container, spec.options, spec.name, self.layouts(), wanted)
 
-    def _write_compiled(self, plan: Plan | EmbeddingPlan, part: Path) -> tuple[str, ...]:
+    def _write_compiled(self, plan: Plan, part: Path) -> tuple[str, ...]:
         disk, seal = self._shelf.disk, Seal()
         with disk.create(part) as handle:
 
@@ -339,7 +337,7 @@ class Store:
     def compiled(self, version: VersionRecord) -> Path:
         """The compiled file of a version; made again from the blob if it is not as it should be."""
         path = self._shelf.compiled_file(version.layout_digest, version.digest)
-        if _is_current(path, version):
+        if is_current(path, version.ranks, version.embeddings):
             return path
         layout = self.layout(version.layout_digest)
         blob = self._shelf.verified_blob(version.blob_digest)
@@ -357,12 +355,6 @@ class Store:
         if self._closed:
             raise Closed("the store is closed")
         return self._catalog
-
-
-def _is_current(path: Path, version: VersionRecord) -> bool:
-    if version.embedding is not None:
-        return compiled_embedding.is_current(path, version.embedding)
-    return is_current(path, version.ranks)
 
 
 def _warned(report: AcceptReport, warnings: tuple[str, ...]) -> AcceptReport:

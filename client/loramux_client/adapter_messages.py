@@ -165,7 +165,8 @@ def read_version(message: pb.AdapterVersion) -> shelf.AdapterVersion:
         layout_digest=message.layout_digest,
         rank=message.rank,
         create_time=_time(message, "create_time"),
-        embedding=_read_embedding(message),
+        embedding=_read_embedding(message.embedding) if message.HasField("embedding") else None,
+        bundled=tuple(map(_read_embedding, message.bundled)),
         device_bytes=message.device_bytes,
         notes=shelf.FileNotes(
             trigger_words=tuple(message.notes.trigger_words),
@@ -176,10 +177,7 @@ def read_version(message: pb.AdapterVersion) -> shelf.AdapterVersion:
     )
 
 
-def _read_embedding(message: pb.AdapterVersion | pb.AcceptReport) -> shelf.Embedding | None:
-    if not message.HasField("embedding"):
-        return None
-    found = message.embedding
+def _read_embedding(found: pb.Embedding) -> shelf.Embedding:
     return shelf.Embedding(found.trigger, found.vectors, dict(sorted(found.widths.items())))
 
 
@@ -240,7 +238,8 @@ def read_report(message: pb.AcceptReport) -> shelf.AcceptReport:
         matched=tuple(map(_matched, message.matched)),
         ignored=tuple(shelf.IgnoredKey(i.key, i.reason) for i in message.ignored),
         warnings=tuple(message.warnings),
-        embedding=_read_embedding(message),
+        embedding=_read_embedding(message.embedding) if message.HasField("embedding") else None,
+        bundled=tuple(map(_read_embedding, message.bundled)),
     )
 
 

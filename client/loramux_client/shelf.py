@@ -83,7 +83,8 @@ class Embedding:
 class AdapterVersion:
     """One immutable version of an adapter. kind: lora or embedding; embedding: what it is, where it is one.
 
-    device_bytes: what it takes on the device in numbers of 16 bits. notes: what its file says of itself.
+    device_bytes: what it takes on the device in numbers of 16 bits. notes: what its file says of itself. bundled:
+    embeddings that came in a LoRA's file, and act with it where their triggers stand.
     """
 
     adapter: str
@@ -99,6 +100,7 @@ class AdapterVersion:
     embedding: Embedding | None
     device_bytes: int
     notes: FileNotes
+    bundled: tuple[Embedding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class IgnoredKey:
 
 @dataclass(frozen=True, slots=True)
 class AcceptReport:
-    """What the store found in a file."""
+    """What the store found in a file. bundled: embeddings that came in a LoRA's file."""
 
     family: str
     layout: str
@@ -184,6 +186,7 @@ class AcceptReport:
     ignored: tuple[IgnoredKey, ...]
     warnings: tuple[str, ...]
     embedding: Embedding | None = None
+    bundled: tuple[Embedding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,13 +104,12 @@ def report(found: AcceptReport) -> adapter_pb2.AcceptReport:
         ],
         ignored=[adapter_pb2.IgnoredKey(key=key, reason=reason) for key, reason in found.ignored],
         warnings=found.warnings,
-        embedding=_embedding(found.embedding),
+        embedding=None if found.embedding is None else _embedding(found.embedding),
+        bundled=map(_embedding, found.bundled),
     )
 
 
-def _embedding(found: Embedding | None) -> adapter_pb2.Embedding | None:
-    if found is None:
-        return None
+def _embedding(found: Embedding) -> adapter_pb2.Embedding:
     return adapter_pb2.Embedding(trigger=found.trigger, vectors=found.vectors, widths=found.widths)
 
 
@@ -151,7 +150,8 @@ def version(record: VersionSummary) -> adapter_pb2.AdapterVersion:
         rank=record.rank,
         device_bytes=record.device_bytes,
         create_time=_timestamp(record.create_time),
-        embedding=_embedding(record.embedding),
+        embedding=None if record.embedding is None else _embedding(record.embedding),
+        bundled=map(_embedding, record.bundled),
         notes=adapter_pb2.FileNotes(
             trigger_words=record.notes.trigger_words,
             trigger_source=record.notes.source,

@@ -156,7 +156,7 @@ def compiled_parts(path: Path) -> tuple[dict[str, dict], dict[str, dict[str, Ten
     """What a compiled file says of its modules, and their parts in float64."""
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "4"
+    assert metadata["format"] == "5"
     data = path.read_bytes()
     whole = safetensors.torch.load_file(path)
     assert bytes(whole.pop("xxh3_128").tolist()) == data[-16:] == xxhash.xxh3_128(data[:-16]).digest()
@@ -165,10 +165,26 @@ def compiled_parts(path: Path) -> tuple[dict[str, dict], dict[str, dict[str, Ten
     for name, tensor in whole.items():
         assert tensor.dtype == torch.float32
         module, _, part = name.rpartition(".")
-        parts[module][part] = tensor.double()
+        if module in parts:
+            parts[module][part] = tensor.double()
     for module, found in parts.items():
         assert table[module]["rank"] == (len(found["a"]) if "a" in found else 0)
     return table, parts
+
+
+def compiled_vectors(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Vectors of a compiled file's embeddings in fp32, by trigger and text encoder."""
+    with safetensors.safe_open(path, "pt") as file:
+        said = json.loads(file.metadata()["embeddings"])
+        found = {
+            trigger: {encoder: file.get_tensor(f"vectors.{number}.{encoder}") for encoder in widths}
+            for number, (trigger, _, widths) in enumerate(said)
+        }
+        names = [name for name in file.keys() if name.startswith("vectors.")]  # noqa: SIM118
+    shapes = {(each.dtype, *each.shape) for vectors in found.values() for each in vectors.values()}
+    wanted = {(torch.float32, count, width) for _, count, widths in said for width in widths.values()}
+    assert len(names) == sum(map(len, found.values())) and shapes == wanted
+    return found
 
 
 def _delta(parts: Mapping[str, Tensor], scale: float, spec: ModuleSpec) -> Tensor:

@@ -42,7 +42,8 @@ ONES = torch.ones
 @dataclass(frozen=True)
 class Accepted:
     """deltas: of every module, float64; biases and magnitudes: of those that have them; scales, axes: where they are
-    the point. warnings: their codes, all of them; ignored: keys; evidence: words that it must hold."""
+    the point. bundled: vectors by trigger and text
+    encoder; warnings: their codes, all of them; ignored: keys; evidence: words that it must hold."""
 
     deltas: Mapping[str, Tensor]
     layout: str = "toy_sd1"
@@ -54,6 +55,7 @@ class Accepted:
     axes: Mapping[str, str] = field(default_factory=dict[str, str])
     vectors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     trigger: str | None = None
+    bundled: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, Mapping[str, Tensor]])
     evidence: str = ""
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import adapter_files as af
 import torch
-from cases import ONES, Accepted, Case, Elsewhere, Refusal, Rows, Tensors, draw
+from cases import KEY, ONES, Accepted, Case, Elsewhere, Refusal, Rows, Tensors, draw, good, lora
 from PIL import Image
 
 __all__ = ["EMBEDDINGS"]
@@ -43,6 +43,11 @@ _BUNDLES = {
     "bundle_emb.dog.v2.clip_l": OTHER,
     "bundle_emb.dog.v2.clip_g": draw(2, 40),
 }
+
+
+def _bundled_refused(reason: str, key: str, tensor: torch.Tensor, says: str = "") -> Case:
+    return _refused(good() | {key: tensor}, reason, key, says)
+
 
 EMBEDDINGS: Rows = {
     "T2 clip_l and clip_g": lambda: _real("sdxl", {"clip_l": draw(2, 768), "clip_g": draw(2, 1280)}),
@@ -115,13 +120,62 @@ EMBEDDINGS: Rows = {
     ),
     "a stray key": lambda: _refused({"clip_l": draw(1, 24), "other": draw(1)}, "unknown_keys", "other"),
     "an unknown bundle": lambda: _refused({"bundle_emb.a.what": draw(1, 24)}, "unknown_keys", "bundle_emb.a.what"),
-    "a LoRA among bundles": lambda: Case(
-        af.kohya_tensors(af.factors(af.TOY_SD1, ["unet.conv_in"], rank=1)) | {"bundle_emb.a.what": draw(1, 24)},
-        Accepted(
-            {"unet.conv_in": af.dense(af.factors(af.TOY_SD1, ["unet.conv_in"], rank=1)["unet.conv_in"])},
-            ignored=("bundle_emb.a.what",),
-            warnings=("ignored",),
-        ),
-        layout="toy_sd1",
+    # bundled with a LoRA: section 1.11
+    "bundled, two text encoders, dots in a token": lambda: lora(
+        KEY,
+        layout=af.TOY_SDXL,
+        change=lambda t: t | _BUNDLES,
+        bundled={
+            "a cat": {"text_encoder": V, "text_encoder_2": W},
+            "dog.v2": {"text_encoder": OTHER, "text_encoder_2": draw(2, 40)},
+        },
+    ),
+    "bundled by a web interface": lambda: lora(
+        KEY, change=lambda t: t | {"bundle_emb.ema.string_to_param.*": V}, bundled={"ema": {"text_encoder": V}}
+    ),
+    "named by its token beside a LoRA": lambda: lora(
+        KEY, change=lambda t: t | {"<cat>": V[0]}, bundled={"<cat>": {"text_encoder": V[:1]}}
+    ),
+    "bundled, all zero": lambda: lora(
+        KEY,
+        change=lambda t: t | {"bundle_emb.a.emb_params": ONES(1, 24) * 0},
+        bundled={"a": {"text_encoder": ONES(1, 24) * 0}},
+        warnings=("zero_vectors",),
+    ),
+    "a LoRA among bundles": lambda: _bundled_refused("unknown_keys", "bundle_emb.a.what", draw(1, 24)),
+    "bundled for another model": lambda: _bundled_refused(
+        "ti_bad_width", "bundle_emb.a.clip_l", draw(1, 32), "toy_sd1"
+    ),
+    "bundled for a second encoder": lambda: _bundled_refused("ti_bad_width", "bundle_emb.a.clip_g", draw(1, 24)),
+    "bundled for T5 too": lambda: _refused(
+        good() | {"bundle_emb.a.clip_l": V, "bundle_emb.a.t5": OTHER}, "ti_bad_width", "bundle_emb.a.clip_l", "a.t5"
+    ),
+    "bundled, too long": lambda: _bundled_refused("ti_too_many_vectors", "bundle_emb.a.clip_l", draw(76, 24)),
+    "bundled, three axes": lambda: _bundled_refused("shape_mismatch", "bundle_emb.a.clip_l", draw(1, 1, 24)),
+    "bundled, integers": lambda: _bundled_refused(
+        "unsupported_dtype", "bundle_emb.a.clip_l", torch.ones(1, 24, dtype=torch.int32)
+    ),
+    "bundled, not finite": lambda: _bundled_refused("non_finite", "bundle_emb.a.clip_l", ONES(1, 24) * torch.inf),
+    "bundled without a token": lambda: _bundled_refused("ti_bad_token", "bundle_emb.*.clip_l", V, "stand in a prompt"),
+    "bundled, halves disagree": lambda: _refused(
+        good(layout=af.TOY_SDXL) | {"bundle_emb.a.clip_l": V, "bundle_emb.a.clip_g": draw(2, 40)},
+        "ti_len_mismatch",
+        "bundle_emb.a.clip_g",
+        layout="toy_sdxl",
+    ),
+    "bundled, one token in two cases": lambda: _refused(
+        good() | {"bundle_emb.Cat.clip_l": V, "bundle_emb.cat.clip_l": OTHER},
+        "duplicate_module",
+        "bundle_emb.cat.clip_l",
+    ),
+    "bundled, twice for an encoder": lambda: _refused(
+        good() | {"bundle_emb.a.clip_l": V, "bundle_emb.a.emb_params": OTHER},
+        "duplicate_module",
+        "bundle_emb.a.emb_params",
+    ),
+    "bundled, more than a vocabulary": lambda: _refused(
+        good() | {f"bundle_emb.{number:02}.clip_l": draw(1, 24) for number in range(65)},
+        "ti_too_many_tokens",
+        "bundle_emb.64.clip_l",
     ),
 }

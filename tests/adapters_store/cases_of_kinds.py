@@ -335,8 +335,5 @@ FOREIGN: Rows = {
     "a whole model's UNet": _foreign("full_checkpoint", "down_blocks.0.resnets.0.conv1.weight"),
     "VAE": _foreign("vae", "encoder.conv_in.weight"),
     "VAE of a checkpoint": _foreign("vae", "first_stage_model.decoder.conv_in.weight"),
-    "an embedding beside a LoRA": lambda: _refused(
-        good() | {"<cat>": ONES(24)}, "unsupported_kind:embedding", "<cat>", "file of its own"
-    ),
     "nothing known": lambda: _refused({"something.else": ONES(2, 2)}, "family_unknown", "something.else"),
 }  # fmt: skip

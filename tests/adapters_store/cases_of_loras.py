@@ -63,8 +63,7 @@ NAMES: Rows = {
     "N14 a bundled embedding": lambda: lora(
         KEY,
         change=lambda t: t | {"bundle_emb.ema yasuhara.clip_l": torch.ones(2, 24)},
-        warnings=("ignored",),
-        ignored=("bundle_emb.ema yasuhara.clip_l",),
+        bundled={"ema yasuhara": {"text_encoder": torch.ones(2, 24)}},
     ),
     "N16 PEFT's folder of the UNet": lambda: _of_encoder("unet"),
     "N16 PEFT's folder of the first encoder": lambda: _of_encoder("text_encoder"),

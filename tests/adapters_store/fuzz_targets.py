@@ -24,12 +24,10 @@ import adapter_files as af
 import safetensors
 
 from loramux_store import InterpretOptions, Layout
-from loramux_store import compiled_embedding as embeddings
 from loramux_store.compiled_file import is_current
 from loramux_store.conversion import convert, planned
 from loramux_store.errors import InvalidArgument, Refused
 from loramux_store.file_notes import notes_of
-from loramux_store.formats.embedding import EmbeddingPlan
 from loramux_store.formats.peft_config import PeftConfig, parse_config, parse_metadata
 from loramux_store.formats.plan import Plan
 from loramux_store.header import DTYPE_BYTES, Container, read_container
@@ -108,7 +106,7 @@ def metadata(data: bytes) -> None:
         assert isinstance(found, dict)
         for each in found.values():
             _check_config(each)
-    notes = notes_of({"ss_dataset_dirs": text, "ss_tag_frequency": text, "modelspec.license": text}, None)
+    notes = notes_of({"ss_dataset_dirs": text, "ss_tag_frequency": text, "modelspec.license": text}, ())
     assert len(notes.trigger_words) <= MAX_WORDS
     for said in (*notes.trigger_words, notes.licence, notes.base_model):
         assert len(said) <= MAX_TEXT
@@ -228,18 +226,15 @@ def _compiled(path: Path, options: InterpretOptions, wanted: Layout | None) -> t
     report = report_to_json(plan.report)
     assert report_to_json(report_from_json(report)) == report
     assert report.encode()
-    notes_of(plan.container.metadata, plan.report.embedding)
+    notes_of(plan.container.metadata, plan.report.embeddings)
     data = af.sealed(b"".join(parts))
     _check_compiled(plan, data)
     return report, data, warnings
 
 
-def _check_compiled(plan: Plan | EmbeddingPlan, data: bytes) -> None:
+def _check_compiled(plan: Plan, data: bytes) -> None:
     path = _written(data, "compiled")
-    if isinstance(plan, EmbeddingPlan):
-        assert embeddings.is_current(path, plan.embedding)
-    else:
-        assert is_current(path, {module.module: module.rank for module in plan.report.matched})
+    assert is_current(path, {module.module: module.rank for module in plan.report.matched}, plan.report.embeddings)
 
 
 def _check_config(found: object) -> None:

@@ -24,6 +24,7 @@ def new_version(seed: object, layout: Layout, **fields: Any) -> NewVersion:
             "rank": 0 if embedding else 4,
             "device_bytes": 64,
             "embedding": embedding,
+            "bundled": (),
             "notes": FileNotes(),
             "options": "{}",
             "report": report_to_json(report),

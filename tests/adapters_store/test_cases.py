@@ -8,7 +8,7 @@ more than one file names the test that has it.
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import adapter_files as af
@@ -20,12 +20,10 @@ from cases_of_embeddings import EMBEDDINGS
 from cases_of_kinds import DECOMPOSED, FOREIGN, KINDS
 from cases_of_loras import NAMES, SCALES
 from cases_of_models import MODELS
-from safetensors.torch import load_file
 from torch import Tensor
 
 from loramux_store import InterpretOptions, Published, Store, UploadSpec
 from loramux_store.errors import InvalidArgument, Refused
-from loramux_store.seal import SEAL
 
 TABLES = (NAMES, SCALES, KINDS, DECOMPOSED, FOREIGN, MODELS, EMBEDDINGS, CONTAINERS)
 ROWS: Rows = {name: row for table in TABLES for name, row in table.items()}
@@ -100,6 +98,10 @@ def check_accepted(store: Store, published: Published, expected: Accepted) -> No
     assert tuple(key for key, _ in report.ignored) == expected.ignored
     assert all(why for _, why in report.ignored)
     assert expected.evidence in " ".join(report.evidence)
+    bundled = {embedding.trigger for embedding in report.bundled}
+    assert bundled == expected.bundled.keys()
+    if bundled:
+        check_vectors(af.compiled_vectors(store.compiled(version)), expected.bundled)
     if expected.vectors:
         check_embedding(store, published, expected)
         return
@@ -117,11 +119,15 @@ def check_accepted(store: Store, published: Published, expected: Accepted) -> No
 def check_embedding(store: Store, published: Published, expected: Accepted) -> None:
     assert published.version is not None and published.report.embedding is not None
     assert published.report.embedding.trigger == expected.trigger
-    compiled = load_file(store.compiled(published.version))
-    compiled.pop(SEAL)
-    assert compiled.keys() == expected.vectors.keys()
-    for encoder, vectors in expected.vectors.items():
-        assert torch.equal(compiled[encoder], vectors.float())
+    compiled = af.compiled_vectors(store.compiled(published.version))
+    check_vectors(compiled, {published.report.embedding.trigger: expected.vectors})
+
+
+def check_vectors(got: dict[str, dict[str, Tensor]], wanted: Mapping[str, Mapping[str, Tensor]]) -> None:
+    assert {trigger: set(each) for trigger, each in got.items()} == {name: set(each) for name, each in wanted.items()}
+    for trigger, by_encoder in wanted.items():
+        for encoder, vectors in by_encoder.items():
+            assert torch.equal(got[trigger][encoder], vectors.float())
 
 
 def same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -383,20 +383,21 @@ TAGS = json.dumps({"a": {"dog": 3, "cat": 2}, "b": {"cat": 2}, "c": 7})
 def test_trigger_words_come_from_the_first_place_that_has_any(
     metadata: dict[str, str], words: tuple[str, ...], source: str | None
 ) -> None:
-    found = notes_of(metadata, None)
+    found = notes_of(metadata, ())
     assert found.trigger_words == words
     assert source is None or found.source == source
 
 
 def test_an_embeddings_trigger_is_its_word_where_nothing_else_is_said() -> None:
-    embedding = Embedding("<cat>", 1, {"text_encoder": 24})
-    assert notes_of({}, embedding) == FileNotes(("<cat>",), "embedding")
-    assert notes_of({"ss_dataset_dirs": DIRS}, embedding).trigger_words == ("sks dog", "cat")
+    embeddings = [Embedding(trigger, 1, {"text_encoder": 24}) for trigger in ("<cat>", "<dog>")]
+    assert notes_of({}, embeddings[:1]) == FileNotes(("<cat>",), "embedding")
+    assert notes_of({}, embeddings) == FileNotes(("<cat>", "<dog>"), "embedding")
+    assert notes_of({"ss_dataset_dirs": DIRS}, embeddings).trigger_words == ("sks dog", "cat")
 
 
 def test_licence_and_base_model_are_told_without_the_trainers_folders() -> None:
     metadata = {"modelspec.license": "MIT\n", "ss_sd_model_name": "C:\\me\\models/v1-5.safetensors"}
-    assert notes_of(metadata, None) == FileNotes((), "", "MIT", "v1-5.safetensors")
+    assert notes_of(metadata, ()) == FileNotes((), "", "MIT", "v1-5.safetensors")
 
 
 def test_the_owners_words_count_before_the_files(owned: Store, tmp_path: Path) -> None:

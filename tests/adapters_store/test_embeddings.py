@@ -63,7 +63,7 @@ def test_forms(store: Store, tmp_path: Path, form: str) -> None:
     compiled = load_file(store.compiled(version))
     assert compiled.pop(SEAL).shape == (SEAL_BYTES,)
     assert {name: list(vectors.shape) for name, vectors in compiled.items()} == {
-        name: [embedding.vectors, width] for name, width in embedding.widths.items()
+        f"vectors.0.{name}": [embedding.vectors, width] for name, width in embedding.widths.items()
     }
     source = {entry.shape[-1]: entry.reshape(-1, entry.shape[-1]) for entry in tensors.values()}
     assert all(torch.equal(vectors, source[vectors.shape[-1]]) for vectors in compiled.values())
@@ -74,7 +74,7 @@ def test_every_dtype_becomes_float32(store: Store, tmp_path: Path, dtype: torch.
     vectors = drawn(2, 24, dtype=dtype)
     version = publish(store, tmp_path, {"emb_params": vectors}).version
     assert version is not None
-    assert torch.equal(load_file(store.compiled(version))["text_encoder"], vectors.float())
+    assert torch.equal(load_file(store.compiled(version))["vectors.0.text_encoder"], vectors.float())
 
 
 def test_layouts_of_equal_text_encoders_leave_nothing_open(store: Store, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_trigger_is_normalised_and_outlives_a_restart(tmp_path: Path) -> None:
         file = store.compiled(version)
         for damage in (b"", file.read_bytes()[:-4]):
             file.write_bytes(damage)
-            assert torch.equal(load_file(store.compiled(version))["text_encoder"], V)
+            assert torch.equal(load_file(store.compiled(version))["vectors.0.text_encoder"], V)
 
 
 @pytest.mark.parametrize("trigger", ["", " cat", "cat ", "a\0b", "a\nb", "*", "x" * 257])

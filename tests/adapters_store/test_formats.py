@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loramux_store import InterpretOptions, Layout, Published, Store, UploadSpec, known_layout
+from loramux_store import Embedding, InterpretOptions, Layout, Published, Store, UploadSpec, known_layout
 
 ATTENTION = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 TEXT = "text_encoder.text_model.encoder.layers.1"
@@ -335,12 +335,17 @@ def test_options_that_nothing_uses_are_reported(store: Store, tmp_path: Path) ->
     assert _codes(published) == ["peft_config_unused", "alpha_unused"]
 
 
-def test_bundled_embeddings_are_named_as_ignored(store: Store, tmp_path: Path) -> None:
+def test_bundled_embeddings_are_part_of_the_version(store: Store, tmp_path: Path) -> None:
     tensors = af.kohya_tensors(af.factors(af.TOY_SD1, [KEY], rank=4))
-    extra = {"bundle_emb.ema yasuhara.clip_l": torch.ones(2, 24)}
-    published = publish(store, tmp_path, tensors | extra)
-    assert [key for key, _ in published.report.ignored] == list(extra)
-    assert _codes(published) == ["ignored"]
+    published = publish(store, tmp_path, tensors | {"bundle_emb.ema yasuhara.clip_l": torch.ones(2, 24)})
+    version = published.version
+    wanted = (Embedding("ema yasuhara", 2, {"text_encoder": 24}),)
+    assert published.report.bundled == version.bundled == version.embeddings == wanted
+    assert (version.kind, version.embedding, version.notes.trigger_words) == ("lora", None, ("ema yasuhara",))
+    assert published.report.ignored == () and _codes(published) == []
+    without = publish(store, tmp_path, tensors).version
+    assert version.device_bytes == without.device_bytes + 2 * 24 * 4
+    assert store.list_versions(version.adapter, 5).items[1].bundled == wanted, "listings tell them too"
 
 
 # -- which layout ---------------------------------------------------------------------------------

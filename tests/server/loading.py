@@ -27,24 +27,25 @@ def embedding(name: str) -> Any:
     return _version(name, [], 96, found)
 
 
-def version(name: str, rank: int) -> Any:
-    """Of one module, p."""
-    return _version(name, [SimpleNamespace(module="p", rank=rank)], rank * ROW_BYTES // 2, None)
+def version(name: str, rank: int, bundled: int = 0) -> Any:
+    """Of one module, p, and so many bundled embeddings like that one."""
+    embeddings = [Embedding(f"{name}-{number}", 3, {"text_encoder": 8}) for number in range(bundled)]
+    return _version(name, [SimpleNamespace(module="p", rank=rank)], rank * ROW_BYTES // 2 + bundled * 96, *embeddings)
 
 
-def _version(name: str, matched: list[Any], device_bytes: int, embedding: Embedding | None) -> Any:
+def _version(name: str, matched: list[Any], device_bytes: int, *embeddings: Embedding) -> Any:
     report = SimpleNamespace(matched=matched)
     return SimpleNamespace(
-        digest=name, adapter=name, number=1, report=report, device_bytes=device_bytes, embedding=embedding
+        digest=name, adapter=name, number=1, report=report, device_bytes=device_bytes, embeddings=embeddings
     )
 
 
 def quickly(version: Any) -> HostAdapter:
     """What a version would have."""
-    if version.embedding is not None:
-        return HostAdapter({}, {"text_encoder": torch.ones(3, 8)})
+    vectors = tuple({"text_encoder": torch.ones(3, 8)} for _ in version.embeddings)
     rows = sum(module.rank for module in version.report.matched)
-    return HostAdapter({"p": ModuleFactors({"a": torch.ones(rows, ROW_BYTES // 4)}, 1.0)}, {})
+    factors = {"p": ModuleFactors({"a": torch.ones(rows, ROW_BYTES // 4)}, 1.0)} if rows else {}
+    return HostAdapter(factors, vectors)
 
 
 class Pool:

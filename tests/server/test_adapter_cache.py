@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading import Pool, embedding, quickly, version
 
-from loramux_server.engine import device_tier
 from loramux_server.engine.compiled_reader import HostAdapter
-from loramux_server.engine.device_tier import Lease
+from loramux_server.engine.device_tier import VECTOR_BYTES, Lease
+from loramux_server.engine.rooms import ByteBudget
 from loramux_server.engine.waiting_line import HITS_PAST, LOADS_PAST
 from loramux_server.errors import Incompatible, PictureFailed, PinTooLarge
 
@@ -182,17 +182,17 @@ def test_who_waits_for_more_than_pins_leave_hears_so(pool: Pool) -> None:
     assert waiting.done() and waiting.exception() is None
 
 
-def test_embeddings_have_a_bound_of_their_own(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_have_a_bound_of_their_own(pool: Pool) -> None:
     """Neither is put out for the other, and one that is in use is not put out at all."""
-    monkeypatch.setattr(device_tier, "VECTOR_BYTES", 2 * 96)
+    pool.cache.device._vectors = ByteBudget(2 * 96)
     rows = pool.ask(lora=16)
     one, two = pool.ask_for([embedding("one")]), pool.ask_for([embedding("two")])
-    assert list(one.result(0).vectors) == ["one"] and one.result(0).rows == {}
+    assert list(one.result(0).vectors) == ["one"] and list(one.result(0).rows["one"]) == ["bytes of vectors"]
     waiting = pool.ask_for([embedding("three"), version("lora", 16)])
     assert not waiting.done()
     pool.release(two)
     assert waiting.done() and not pool.cache.has("two")
-    assert list(waiting.result(0).rows) == ["lora"] and list(waiting.result(0).vectors) == ["three"]
+    assert {name: len(each) for name, each in waiting.result(0).vectors.items()} == {"lora": 0, "three": 1}
     for lease in (rows, one, waiting):
         pool.release(lease)
     copied = pool.count("adapter_load_seconds_count", stage="copy")
@@ -203,7 +203,24 @@ def test_embeddings_have_a_bound_of_their_own(pool: Pool, monkeypatch: pytest.Mo
     assert pool.ask_for([embedding("three")]).done()
     assert pool.count("adapter_load_seconds_count", stage="copy") == 5, "no vectors were put out for rows"
     pool.cache.evict_unused()
-    assert pool.cache.device.vector_bytes == 96 and set(pool.cache.device.residents) == {"other", "three"}
+    assert pool.cache.device._vectors.free == 96 and set(pool.cache.device.residents) == {"other", "three"}
+
+
+def test_a_lora_takes_room_for_what_is_bundled_with_it(pool: Pool) -> None:
+    """Rows and vectors come and go together."""
+    pool.cache.device._vectors = ByteBudget(3 * 96)
+    bundle = pool.ask_for([version("bundle", 4, bundled=2)])
+    assert [len(each) for each in bundle.result(0).vectors.values()] == [2]
+    assert pool.cache.device._vectors.free == 96 and pool.group.rooms["g"].free == 12
+    assert pool.cache.device.residents["bundle"].nbytes == 4 * 50 + 2 * 96
+    waiting = pool.ask_for([version("other", 4, bundled=2)])
+    assert not waiting.done() and pool.ask_for([version("small", 4, bundled=1)]).done()
+    pool.release(bundle)
+    assert waiting.done() and not pool.cache.has("bundle")
+    with pytest.raises(Incompatible, match="the blend has 384 bytes of vectors, at most 288 fits"):
+        pool.cache.check([[version("large", 1, bundled=4)]])
+    with pytest.raises(PinTooLarge, match="192 bytes of vectors"):
+        pool.cache.pin(version("pinned", 1, bundled=2))
 
 
 def test_an_embedding_that_cannot_be_read_leaves_nothing(pool: Pool) -> None:
@@ -213,7 +230,9 @@ def test_an_embedding_that_cannot_be_read_leaves_nothing(pool: Pool) -> None:
     pool.host.read = failing
     error = pool.ask_for([embedding("one")]).exception(0)
     assert isinstance(error, PictureFailed) and "secret" not in str(error)
-    assert pool.cache.device.vector_bytes == 0 and not pool.cache.device.residents and not pool.host._entries
+    assert (
+        pool.cache.device._vectors.free == VECTOR_BYTES and not pool.cache.device.residents and not pool.host._entries
+    )
 
 
 @settings(deadline=None, max_examples=30)

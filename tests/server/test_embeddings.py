@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from peer_schedulers import peer_scheduler
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from loramux_server.engine.chunks import fill
 from loramux_server.engine.engine import _blends
@@ -49,6 +50,23 @@ def embedding_file(folder: Path, name: str, *, pair: bool) -> Path:
     return folder / f"{name}.safetensors"
 
 
+BUNDLED = ("one", "many")
+
+
+def bundle_file(folder: Path, lora: Path, *, pair: bool, names: Sequence[str] = BUNDLED) -> Path:
+    """A LoRA's file with some embeddings in it too."""
+    with safe_open(lora, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(lora)
+    for name in names:
+        stem, width = f"bundle_emb.{TRIGGERS[name]}", VECTORS[name].shape[-1]
+        tensors[f"{stem}.{'clip_l' if pair else 'emb_params'}"] = VECTORS[name].reshape(-1, width)
+        if pair:
+            tensors[f"{stem}.clip_g"] = SECOND[name].reshape(-1, SECOND[name].shape[-1])
+    save_file(tensors, folder / "bundle.safetensors", metadata)
+    return folder / "bundle.safetensors"
+
+
 def publish(server: Any, folder: Path, *, pair: bool = False) -> None:
     for name, trigger in TRIGGERS.items():
         spec = UploadSpec(name, options=InterpretOptions(trigger=trigger))
@@ -76,7 +94,11 @@ class Peer:
         self.pipe.load_textual_inversion(files, token=tokens, text_encoder=encoder, tokenizer=tokenizer)
 
     def draw(self, request: GenerationRequest) -> np.ndarray:
-        weights = {entry.adapter: entry.weight for entry in request.blend if entry.adapter not in TRIGGERS}
+        weights = {
+            "everything" if entry.adapter == "bundle" else entry.adapter: entry.weight
+            for entry in request.blend
+            if entry.adapter not in TRIGGERS
+        }
         self.pipe.enable_lora() if weights else self.pipe.disable_lora()
         if weights:
             self.pipe.set_adapters(list(weights), list(weights.values()))
@@ -117,7 +139,9 @@ def pairs(
             lora = three_adapters(base, folder, 0.5)[0]
             server = server_class(str(base), folder / "store")
             server.publish([lora])
-            publish(server, folder, pair=name == "tiny_sdxl")
+            pair = name == "tiny_sdxl"
+            publish(server, folder, pair=pair)
+            server.app.store.publish(bundle_file(folder, lora.file, pair=pair), UploadSpec("bundle"))
             made[name] = server, Peer(base, lora)
         return made[name]
 
@@ -141,6 +165,12 @@ CASES = {
     "all at once": replace(
         ASKED, prompt="<cat><cat> and apple in my style", negative_prompt="a badhands dog in my style",
         blend=blend("one", "many", "bad", "word", everything=0.7),
+    ),
+    "bundled with a LoRA": replace(
+        ASKED, prompt="a <cat> in my style", negative_prompt="my style", blend=blend(bundle=0.7)
+    ),
+    "bundled, beside an embedding": replace(
+        ASKED, prompt="a <cat> and an apple", negative_prompt="badhands", blend=blend("word", "bad", bundle=-0.5)
     ),
     "with a layer skipped": replace(
         ASKED, prompt="a <cat> in my style", blend=blend("one", "many"), text_mode=TextMode(clip_skip=1),
@@ -203,6 +233,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, server_cla
     server.close()
 
 
+@pytest.fixture(scope="module")
+def bundles(server: Any, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, three_adapters: Any) -> Any:
+    """The server with a LoRA, and with versions of it that bundle embeddings."""
+    folder = tmp_path_factory.mktemp("bundles")
+    lora = three_adapters(tiny_base, folder, 0.5)[0]
+    server.publish([lora])
+    for name, bundled in (("bundle", BUNDLED), ("again", ("many",)), ("other", ("bad",))):
+        server.app.store.publish(bundle_file(folder, lora.file, pair=False, names=bundled), UploadSpec(name))
+    return server
+
+
 def encoded(server: Any, request: GenerationRequest) -> torch.Tensor:
     """Embeddings of the prompt alone [1, tokens, width], as the request's picture is given them."""
     job = server.admission.admit(replace(request, guidance_scale=1.0))
@@ -248,6 +289,63 @@ def test_vectors_are_not_split_over_chunks(server: Any) -> None:
     whole = encoded(server, replace(asked, prompt=f"{start} my style house"))
     assert whole.shape[1] == 2 * 77
     assert torch.equal(whole, encoded(server, replace(asked, prompt=f"{start} BREAK my style house")))
+
+
+def test_what_is_bundled_acts_whole_whatever_the_weight(bundles: Any) -> None:
+    """As a LoRA of that weight and an embedding of weight 1; where no trigger stands, as the LoRA alone."""
+    for weight in (0.3, -1.0):
+        asked = replace(ASKED, prompt="a house in my style")
+        together = encoded(bundles, replace(asked, blend=blend(bundle=weight)))
+        apart = encoded(bundles, replace(asked, blend=blend(many=1.0, everything=weight)))
+        assert torch.equal(together, apart)
+        alone = encoded(bundles, replace(asked, blend=blend(everything=weight)))
+        assert not torch.allclose(alone, together, atol=1e-2)
+        silent = replace(ASKED, prompt="a house")
+        assert torch.equal(
+            encoded(bundles, replace(silent, blend=blend(bundle=weight))),
+            encoded(bundles, replace(silent, blend=blend(everything=weight))),
+        )
+
+
+def test_what_is_off_brings_nothing_that_is_bundled(bundles: Any) -> None:
+    asked = replace(ASKED, prompt="a house in my style")
+    none = encoded(bundles, asked)
+    for off in (BlendEntry("bundle", 0.0), BlendEntry("bundle", 1.0, PartWeights(text_encoder=0.0))):
+        assert torch.equal(encoded(bundles, replace(asked, blend=(off,))), none)
+
+
+def test_the_cache_knows_what_is_bundled(bundles: Any) -> None:
+    """The same LoRA with and without its embeddings, and one that has others, one after another."""
+    asked = replace(ASKED, prompt="a <cat> in my style")
+    texts = [encoded(bundles, replace(asked, blend=blend(name))) for name in ("everything", "bundle", "again", "other")]
+    assert torch.equal(texts[0], texts[3])
+    assert len({text.numpy().tobytes() for text in texts[:3]}) == 3
+    again = [encoded(bundles, replace(asked, blend=blend(name))) for name in ("other", "again", "bundle", "everything")]
+    assert all(torch.equal(one, other) for one, other in zip(texts, again[::-1], strict=True))
+
+
+def test_two_meanings_of_a_token_are_refused(bundles: Any) -> None:
+    asked = replace(ASKED, prompt="a house")
+    said = (
+        "the embedding bundled with again@1 has the trigger 'my style' of blend.entries[0], "
+        "the embedding bundled with bundle@1, expected every trigger once"
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        bundles.admission.admit(replace(asked, blend=blend("bundle", "again")))
+    assert [(v.field, v.description) for v in caught.value.violations] == [("blend.entries[1].adapter", said)]
+    with pytest.raises(InvalidRequest, match=r"bundle@1 has the trigger .my style. of blend.entries.0., many@1"):
+        bundles.admission.admit(replace(asked, prompt="my style", blend=blend("many", "bundle")))
+    bundles.admission.admit(replace(asked, blend=blend("bundle", "other")))
+    text_off = BlendEntry("again", 1.0, PartWeights(text_encoder=0.0))
+    bundles.admission.admit(replace(asked, blend=(*blend("bundle"), text_off)))
+
+
+def test_who_does_not_list_a_bundle_sees_nothing_of_it(bundles: Any) -> None:
+    asked = replace(ASKED, prompt="a <cat> in my style", negative_prompt="a <cat>")
+    alone = bundles.draw([asked, replace(asked, blend=blend("everything"))])
+    mixed = bundles.draw([asked, replace(asked, blend=blend("bundle")), replace(asked, blend=blend("everything"))])
+    assert distance(alone[0], mixed[0]) <= 1 and distance(alone[1], mixed[2]) <= 1
+    assert distance(mixed[1], mixed[2]) >= 20
 
 
 def test_a_second_text_encoder_can_be_left_out(pairs: Callable[[str], Pair]) -> None:

@@ -53,7 +53,7 @@ def test_the_store_reads_it_back(tmp_path: Path, form: str) -> None:
 
 def test_without_a_trigger_the_commonest_tag_is_one() -> None:
     run = facts(about=About("a"))
-    notes = notes_of(said(run), None)
+    notes = notes_of(said(run), ())
     assert notes.trigger_words == ("a zib cat",) and notes.source == "ss_tag_frequency"
 
 

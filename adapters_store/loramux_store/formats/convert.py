@@ -6,7 +6,7 @@ Memory is bounded by the largest module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BufferedReader
 from math import prod
 
@@ -18,6 +18,7 @@ from loramux_store.errors import Refused
 from loramux_store.formats.algebra import factored, fold_core, fold_mid, hadamard_rows, kronecker_rows
 from loramux_store.formats.kinds import kronecker_sides
 from loramux_store.formats.plan import Plan, PlannedModule
+from loramux_store.formats.tokens import PlannedEmbedding
 from loramux_store.header import TensorEntry
 
 __all__ = ["Sink", "as_bytes", "convert", "read_float32"]
@@ -39,7 +40,7 @@ def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
     table = [
         CompiledModule(m.path, m.operation.rank, m.scale, m.operation.axis, m.operation.parts) for m in plan.modules
     ]
-    sink(memoryview(header_bytes(table)))
+    sink(memoryview(header_bytes(table, [planned.embedding for planned in plan.embeddings])))
     silent = 0
     with plan.container.path.open("rb") as handle:
         for module in plan.modules:
@@ -47,11 +48,34 @@ def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
             silent += not _acts(parts)
             for name, shape in module.operation.parts.items():
                 sink(as_bytes(parts[name].reshape(shape)))
-    if silent == len(plan.modules):
+        zero = [each.embedding.trigger for each in plan.embeddings if not _write_vectors(handle, each, sink)]
+    return (*_silent(silent, len(plan.modules)), *_zero_vectors(zero, bundled=bool(plan.modules)))
+
+
+def _write_vectors(handle: BufferedReader, planned: PlannedEmbedding, sink: Sink) -> bool:
+    """Whether one of them is not zero."""
+    acts = False
+    for encoder in planned.embedding.widths:
+        vectors = read_float32(handle, planned.tensors[encoder], encoder)
+        acts = acts or _any(vectors)
+        sink(as_bytes(vectors))
+    return acts
+
+
+def _silent(silent: int, modules: int) -> tuple[str, ...]:
+    if silent == 0:
+        return ()
+    if silent == modules:
         return ("all_zero: every module's delta is zero",)
-    if silent:
-        return (f"zero_modules: the delta of {silent} of {len(plan.modules)} modules is zero",)
-    return ()
+    return (f"zero_modules: the delta of {silent} of {modules} modules is zero",)
+
+
+def _zero_vectors(triggers: Sequence[str], *, bundled: bool) -> tuple[str, ...]:
+    if not triggers:
+        return ()
+    if not bundled:
+        return ("all_zero: every vector is zero",)
+    return (f"zero_vectors: every vector is zero of {', '.join(map(repr, triggers[:5]))}",)
 
 
 class _Reader:

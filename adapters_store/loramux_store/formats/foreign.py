@@ -48,7 +48,6 @@ _MESSAGES = {
     "full_checkpoint": "a whole model, not an adapter",
     "vae": "a VAE, not an adapter",
     "hypernetwork": "a hypernetwork, not a LoRA",
-    "embedding": "an embedding beside a LoRA: push it in a file of its own",
     "set_weight": "weights that overwrite the base's",
     "ia3": "an IA3 adapter, whose delta depends on the base",
     "glora": "a GLoRA, whose delta depends on the base",
@@ -79,8 +78,6 @@ def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[s
         names = tensors if kind in _NAMED_BY_STEM else () if anything_known else unsorted
         if name := _first(pattern, names):
             raise _kind(kind, name)
-    if name := next((n for n in unsorted if n.startswith("<") and n.endswith(">")), None):
-        raise _kind("embedding", name)
 
 
 def refuse_kinds(keys: Iterable[Key], tensors: Mapping[str, TensorEntry]) -> None:

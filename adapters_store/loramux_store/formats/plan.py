@@ -1,7 +1,8 @@
 """All that is to be known of a file before its factors are touched.
 
 Takes a Container, the options and the layouts; gives a Plan: which tensors become the rank rows or the side operation
-of which module, with what scale, and the accept report. Knows no tensor values but the scalars.
+of which module, with what scale, which are vectors of which embedding, and the accept report. Knows no tensor values
+but the scalars.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from loramux_store.formats.bundled import is_bundled, plan_bundled
 from loramux_store.formats.detect import Choice, choose
 from loramux_store.formats.fit import magnitude_axis
 from loramux_store.formats.operation import Operation, operation_of
 from loramux_store.formats.read import Contents, RawModule, read_contents
 from loramux_store.formats.scaling import Scaling
+from loramux_store.formats.tokens import PlannedEmbedding
 from loramux_store.header import Container
 from loramux_store.layout import Layout, ModuleSpec
 from loramux_store.record import AcceptReport, InterpretOptions, MatchedModule
@@ -40,6 +43,7 @@ class Plan:
     container: Container
     layout: Layout
     modules: tuple[PlannedModule, ...]
+    embeddings: tuple[PlannedEmbedding, ...]
     report: AcceptReport
 
 
@@ -49,8 +53,12 @@ def make_plan(
     layouts: Iterable[Layout],
     wanted: Layout | None = None,
 ) -> Plan:
-    """Read the file's names and shapes; refuse what cannot be applied exactly."""
-    contents = read_contents(container)
+    """Read the file's names and shapes; refuse what cannot be applied exactly.
+
+    Embeddings that came with it are passed over where the options say so.
+    """
+    beside = {name: entry for name, entry in container.tensors.items() if is_bundled(name)}
+    contents = read_contents({name: entry for name, entry in container.tensors.items() if name not in beside})
     choice = choose(contents.modules, layouts, container.metadata, wanted)
     scaling = Scaling(options, container.metadata)
     with container.path.open("rb") as handle:
@@ -58,8 +66,9 @@ def make_plan(
             _planned(path, raw, choice, scaling.of(handle, raw, path)) for path, raw in choice.matched.items()
         )
     decomposed = any(module.operation.axis for module in modules)
-    report = _report(contents, choice, modules, scaling.finish(decomposed=decomposed))
-    return Plan(container, choice.layout, modules, report)
+    embeddings = plan_bundled(beside, choice.layout) if options.bundled else ()
+    report = _report(contents, choice, modules, embeddings, scaling.finish(decomposed=decomposed))
+    return Plan(container, choice.layout, modules, embeddings, report)
 
 
 def _planned(path: str, raw: RawModule, choice: Choice, scale: tuple[float, float]) -> PlannedModule:
@@ -68,7 +77,11 @@ def _planned(path: str, raw: RawModule, choice: Choice, scale: tuple[float, floa
 
 
 def _report(
-    contents: Contents, choice: Choice, modules: tuple[PlannedModule, ...], warnings: tuple[str, ...]
+    contents: Contents,
+    choice: Choice,
+    modules: tuple[PlannedModule, ...],
+    embeddings: tuple[PlannedEmbedding, ...],
+    warnings: tuple[str, ...],
 ) -> AcceptReport:
     matched = tuple(
         MatchedModule(
@@ -96,6 +109,7 @@ def _report(
         matched=matched,
         ignored=ignored,
         warnings=(*choice.warnings, *warnings),
+        bundled=tuple(each.embedding for each in embeddings),
     )
 
 

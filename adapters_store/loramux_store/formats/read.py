@@ -1,6 +1,6 @@
 """What is in a file: modules with their tensors, before any layout is considered.
 
-Takes a Container; gives Contents, or Refused for kinds and families not accepted, unknown keys and
+Takes tensors by name; gives Contents, or Refused for kinds and families not accepted, unknown keys and
 incomplete modules. Knows no layouts and reads no tensor values.
 """
 
@@ -14,7 +14,7 @@ from loramux_store.formats.foreign import refuse_families, refuse_kinds, refuse_
 from loramux_store.formats.kinds import alpha_rank, check_module, kind_of
 from loramux_store.formats.leaf import Key, split_key
 from loramux_store.formats.naming import strip_wrappers
-from loramux_store.header import Container, TensorEntry
+from loramux_store.header import TensorEntry
 
 __all__ = ["Contents", "RawModule", "read_contents"]
 
@@ -46,17 +46,17 @@ class Contents:
     family: str
 
 
-def read_contents(container: Container) -> Contents:
-    """Name every tensor of the file, or refuse it."""
-    names = sorted(container.tensors)
+def read_contents(tensors: Mapping[str, TensorEntry]) -> Contents:
+    """Name every tensor, or refuse the file."""
+    names = sorted(tensors)
     ignored = [(name, why) for name in names if (why := _ignorable(name))]
     passed = {name for name, _ in ignored}
     split = {name: split_key(name) for name in names if name not in passed}
     keys = [key for key in split.values() if key]
     unknown = [name for name, key in split.items() if key is None]
     refuse_families(names)
-    refuse_kinds(keys, container.tensors)
-    refuse_other_objects(container.tensors, unknown, anything_known=bool(keys))
+    refuse_kinds(keys, tensors)
+    refuse_other_objects(tensors, unknown, anything_known=bool(keys))
     if unknown:
         _refuse_unknown(unknown, anything_known=bool(keys))
     if not keys:
@@ -66,14 +66,12 @@ def read_contents(container: Container) -> Contents:
             {"key": names[0]},
         )
     _check_infix(keys)
-    modules = [_module(stem, group, container) for stem, group in sorted(_group(keys).items())]
+    modules = [_module(stem, group, tensors) for stem, group in sorted(_group(keys).items())]
     family = "+".join(sorted({module.family for module in modules}))
     return Contents(tuple(modules), tuple(ignored), family)
 
 
 def _ignorable(name: str) -> str:
-    if name.startswith("bundle_emb."):
-        return "a bundled embedding: push it in a file of its own"
     if name.endswith(("position_ids", "position_ids.weight")):
         return "a counter of the text encoder, no weight"
     return ""
@@ -119,8 +117,8 @@ def _group(keys: Iterable[Key]) -> dict[str, dict[str, Key]]:
     return groups
 
 
-def _module(stem: str, group: Mapping[str, Key], container: Container) -> RawModule:
-    tensors = {role: container.tensors[key.name] for role, key in group.items()}
+def _module(stem: str, group: Mapping[str, Key], entries: Mapping[str, TensorEntry]) -> RawModule:
+    tensors = {role: entries[key.name] for role, key in group.items()}
     names = {role: key.name for role, key in group.items()}
     kind = kind_of(stem, names, {role: entry.shape for role, entry in tensors.items()})
     for role, entry in tensors.items():

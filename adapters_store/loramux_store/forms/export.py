@@ -16,7 +16,7 @@ from loramux_store.forms.container import write_file, write_text
 from loramux_store.forms.factors import Factors, read_factors
 from loramux_store.forms.kohya import kohya_tensors
 from loramux_store.forms.peft import diffusers_file, peft_folders
-from loramux_store.forms.vectors import embedding_tensors
+from loramux_store.forms.vectors import Bundled, bundled_tensors, embedding_tensors, read_vectors
 from loramux_store.layout import KNOWN_NAMES, Layout, known_layout
 from loramux_store.store import Store
 
@@ -43,17 +43,24 @@ def export(store: Store, ref: str, form: Form, target: Path) -> tuple[Path, ...]
     compiled = store.compiled(version)
     source = {"loramux.source": f"{version.adapter}@{version.number} {version.digest}"}
     if version.embedding is not None:
-        tensors = embedding_tensors(compiled, version.embedding, form)
-        write_file(target, tensors, source)
+        (found,) = read_vectors(compiled, version.embeddings)
+        write_file(target, embedding_tensors(found, form), source)
         return (target,)
-    layout = store.layout(version.layout_digest)
-    return write_adapter(read_factors(compiled, layout), layout, form, target, source)
+    layout, bundled = store.layout(version.layout_digest), read_vectors(compiled, version.bundled)
+    return write_adapter(read_factors(compiled, layout), bundled, layout, form, target, source)
 
 
 def write_adapter(
-    modules: Iterable[Factors], layout: Layout, form: Form, target: Path, metadata: Mapping[str, str]
+    modules: Iterable[Factors],
+    bundled: Iterable[Bundled],
+    layout: Layout,
+    form: Form,
+    target: Path,
+    metadata: Mapping[str, str],
 ) -> tuple[Path, ...]:
-    """Write factors in a form; metadata: what else the file says of itself. Raises as export does."""
+    """Write factors and the embeddings that go with them in a form; metadata: what else the file says of itself. Raises
+    as export does."""
+    vectors = bundled_tensors(bundled, form)
     said = {"format": "pt", **_architecture(layout), **metadata}
     if form == "peft":
         return _write_folders(modules, target, said)
@@ -61,7 +68,7 @@ def write_adapter(
         tensors, configs = diffusers_file(modules)
         said |= configs
     else:
-        tensors = kohya_tensors(modules, layout)
+        tensors = kohya_tensors(modules, layout) | vectors
     write_file(target, tensors, said)
     return (target,)
 

@@ -17,7 +17,6 @@ from loramux_store.compiled_file import MAX_FILE
 from loramux_store.formats.convert import read_float32
 from loramux_store.header import TensorEntry, read_container
 from loramux_store.layout import Layout, ModuleSpec
-from loramux_store.seal import SEAL
 
 __all__ = ["Factors", "conv_rows", "flat_rows", "read_factors"]
 
@@ -75,8 +74,8 @@ def read_factors(path: Path, layout: Layout) -> Iterator[Factors]:
     table = json.loads(container.metadata["modules"])
     entries: dict[str, dict[str, TensorEntry]] = {module: {} for module in table}
     for name, entry in container.tensors.items():
-        if name != SEAL:
-            module, _, part = name.rpartition(".")
+        module, _, part = name.rpartition(".")
+        if module in entries:
             entries[module][part] = entry
     with path.open("rb") as handle:
         for module, row in sorted(table.items()):

@@ -16,11 +16,13 @@ import torch
 from loramux_store.errors import Inexpressible, InvalidArgument
 from loramux_store.forms.export import Form, write_adapter
 from loramux_store.forms.factors import Factors, read_factors
+from loramux_store.forms.vectors import Bundled, read_vectors
 from loramux_store.layout import Layout
 from loramux_store.merging.entries import Entry, Method
 from loramux_store.merging.exact import Weighted, concatenated
 from loramux_store.merging.truncated import truncated
 from loramux_store.merging.weighed import weighed
+from loramux_store.names import spelled
 from loramux_store.record import VersionRecord
 from loramux_store.store import Store
 
@@ -30,8 +32,10 @@ __all__ = ["merge"]
 def merge(store: Store, entries: Sequence[Entry], method: Method, form: Form, target: Path) -> tuple[Path, ...]:
     """Write the blend: kohya and diffusers to the file `target`, PEFT to a folder of that name.
 
+    Embeddings that are bundled with an entry go along whole, whatever its weight, unless that is 0.
+
     Raises:
-        InvalidArgument: no entries, or entries of different layouts.
+        InvalidArgument: no entries, entries of different layouts, or two that bundle one token.
         Inexpressible: an embedding, magnitudes in company, or what the method or the form cannot say.
         FileExistsError: what is there is never replaced.
         NotFound, DataLoss: as of the store.
@@ -41,6 +45,7 @@ def merge(store: Store, entries: Sequence[Entry], method: Method, form: Form, ta
         raise InvalidArgument("entries", "none", "at least one NAME[@VERSION]=WEIGHT")
     versions = [store.resolve(entry.ref) for entry in entries]
     layout = _layout(store, versions)
+    bundled = _bundled(store, versions, entries)
     streams = [
         _weighted(read_factors(store.compiled(version), layout), entry.weight)
         for version, entry in zip(versions, entries, strict=True)
@@ -54,7 +59,7 @@ def merge(store: Store, entries: Sequence[Entry], method: Method, form: Form, ta
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(method.seed)
-        return write_adapter(_merged(streams, method), layout, form, target, said)
+        return write_adapter(_merged(streams, method), bundled, layout, form, target, said)
 
 
 def _layout(store: Store, versions: Sequence[VersionRecord]) -> Layout:
@@ -69,6 +74,23 @@ def _layout(store: Store, versions: Sequence[VersionRecord]) -> Layout:
                 f"the layout of {first.adapter}, {first.layout_name}",
             )
     return store.layout(first.layout_digest)
+
+
+def _bundled(store: Store, versions: Sequence[VersionRecord], entries: Sequence[Entry]) -> list[Bundled]:
+    """In the blend that the server draws, every token has one meaning too."""
+    found: dict[str, tuple[VersionRecord, Bundled]] = {}
+    for version, entry in zip(versions, entries, strict=True):
+        if entry.weight == 0 or not version.bundled:
+            continue
+        for each in read_vectors(store.compiled(version), version.bundled):
+            first, _ = found.setdefault(spelled(each.trigger), (version, each))
+            if first is not version and first.digest != version.digest:
+                raise InvalidArgument(
+                    "entries",
+                    f"{first.adapter}@{first.number} and {version.adapter}@{version.number}",
+                    f"one of them: both bundle an embedding of the token {each.trigger!r}",
+                )
+    return [each for _, each in found.values()]
 
 
 def _weighted(modules: Iterable[Factors], weight: float) -> Iterator[Weighted]:

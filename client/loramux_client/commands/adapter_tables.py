@@ -36,10 +36,14 @@ def _rank(version: shelf.AdapterVersion) -> str:
     return str(version.rank) if version.embedding is None else extent(version.embedding)
 
 
+def triggers(version: shelf.AdapterVersion | shelf.AcceptReport) -> list[str]:
+    """Of the embedding that it is, or of those bundled with it."""
+    return [each.trigger for each in ([version.embedding] if version.embedding else version.bundled)]
+
+
 def _words(adapter: shelf.Adapter) -> str:
-    """The trigger of an embedding, then what its owner or its file says brings it out."""
-    embedding = adapter.latest_version.embedding
-    return ", ".join(dict.fromkeys((*([embedding.trigger] if embedding else []), *adapter.trigger_words)))
+    """The triggers of embeddings, then what its owner or its file says brings it out."""
+    return ", ".join(dict.fromkeys((*triggers(adapter.latest_version), *adapter.trigger_words)))
 
 
 def _aliases(adapter: shelf.Adapter) -> str:
@@ -109,7 +113,7 @@ def version_row(version: shelf.AdapterVersion) -> tuple[str, ...]:
         str(version.number),
         _rank(version),
         version.kind,
-        "-" if version.embedding is None else version.embedding.trigger,
+        ", ".join(triggers(version)) or "-",
         version.layout,
         terminal.size(version.size_bytes),
         terminal.size(version.device_bytes),

@@ -237,6 +237,8 @@ def _say_report(report: shelf.AcceptReport, *, whole: bool = False) -> None:
     terminal.say(f"  {_reach(report)}")
     for how, count in sorted(Counter(map(_how, report.matched)).items()):
         terminal.say(f"  {how}: {count}")
+    for embedding in report.bundled:
+        terminal.say(f"  {_told(embedding)}; bundled with it")
     for evidence in report.evidence if whole else report.evidence[:1]:
         terminal.say(f"  because {evidence}")
     shown = report.ignored if whole else report.ignored[:SHOWN_IGNORED]
@@ -251,13 +253,15 @@ def _say_report(report: shelf.AcceptReport, *, whole: bool = False) -> None:
 def _reach(report: shelf.AcceptReport) -> str:
     """What it acts on."""
     if report.embedding is not None:
-        widths = ", ".join(f"{width} in {encoder}" for encoder, width in report.embedding.widths.items())
-        return (
-            f"embedding of {extent(report.embedding)}, width {widths}; acts where {report.embedding.trigger!r} stands"
-        )
+        return _told(report.embedding)
     ranks = sorted({module.rank for module in report.matched if module.rank})
     span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
     return f"acts on {len(report.matched)} modules, rank {span or '-'}"
+
+
+def _told(embedding: shelf.Embedding) -> str:
+    widths = ", ".join(f"{width} in {encoder}" for encoder, width in embedding.widths.items())
+    return f"embedding of {extent(embedding)}, width {widths}; acts where {embedding.trigger!r} stands"
 
 
 def _how(module: shelf.MatchedModule) -> str:

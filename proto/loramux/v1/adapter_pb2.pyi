@@ -136,7 +136,7 @@ class AuditEvent(_message.Message):
     def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., who: _Optional[str] = ..., action: _Optional[str] = ..., adapter: _Optional[str] = ..., version: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("adapter", "number", "digest", "blob_digest", "size_bytes", "kind", "layout", "layout_digest", "rank", "create_time", "embedding", "device_bytes", "notes")
+    __slots__ = ("adapter", "number", "digest", "blob_digest", "size_bytes", "kind", "layout", "layout_digest", "rank", "create_time", "embedding", "device_bytes", "notes", "bundled")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class AdapterVersion(_message.Message):
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    BUNDLED_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     number: int
     digest: str
@@ -163,10 +164,11 @@ class AdapterVersion(_message.Message):
     embedding: Embedding
     device_bytes: int
     notes: FileNotes
-    def __init__(self, adapter: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., blob_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., device_bytes: _Optional[int] = ..., notes: _Optional[_Union[FileNotes, _Mapping]] = ...) -> None: ...
+    bundled: _containers.RepeatedCompositeFieldContainer[Embedding]
+    def __init__(self, adapter: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., blob_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[AdapterKind, str]] = ..., layout: _Optional[str] = ..., layout_digest: _Optional[str] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., device_bytes: _Optional[int] = ..., notes: _Optional[_Union[FileNotes, _Mapping]] = ..., bundled: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ...) -> None: ...
 
 class AcceptReport(_message.Message):
-    __slots__ = ("family", "layout", "evidence", "matched", "ignored", "warnings", "embedding")
+    __slots__ = ("family", "layout", "evidence", "matched", "ignored", "warnings", "embedding", "bundled")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +176,7 @@ class AcceptReport(_message.Message):
     IGNORED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    BUNDLED_FIELD_NUMBER: _ClassVar[int]
     family: str
     layout: str
     evidence: _containers.RepeatedScalarFieldContainer[str]
@@ -181,7 +184,8 @@ class AcceptReport(_message.Message):
     ignored: _containers.RepeatedCompositeFieldContainer[IgnoredKey]
     warnings: _containers.RepeatedScalarFieldContainer[str]
     embedding: Embedding
-    def __init__(self, family: _Optional[str] = ..., layout: _Optional[str] = ..., evidence: _Optional[_Iterable[str]] = ..., matched: _Optional[_Iterable[_Union[MatchedModule, _Mapping]]] = ..., ignored: _Optional[_Iterable[_Union[IgnoredKey, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
+    bundled: _containers.RepeatedCompositeFieldContainer[Embedding]
+    def __init__(self, family: _Optional[str] = ..., layout: _Optional[str] = ..., evidence: _Optional[_Iterable[str]] = ..., matched: _Optional[_Iterable[_Union[MatchedModule, _Mapping]]] = ..., ignored: _Optional[_Iterable[_Union[IgnoredKey, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., bundled: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ...) -> None: ...
 
 class MatchedModule(_message.Message):
     __slots__ = ("module", "kind", "rank", "scale", "algorithm", "operation", "axis")

@@ -45,7 +45,7 @@ for layout in layouts:
 before, began = kib("VmRSS"), time.process_time()
 try:
     container = read_container(path)
-    notes_of(container.metadata, None)
+    notes_of(container.metadata, ())
     planned(container, InterpretOptions(), "a-name", layouts, None)
 except Refused as error:
     reason = error.reason

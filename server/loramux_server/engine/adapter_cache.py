@@ -16,7 +16,7 @@ import torch
 from loramux_kernels import PoolFull
 from loramux_server.engine.blends import Rows, Vectors
 from loramux_server.engine.compiled_reader import HostAdapter
-from loramux_server.engine.device_tier import DeviceTier, Lease, Resident, vector_bytes
+from loramux_server.engine.device_tier import DeviceTier, Lease, Resident
 from loramux_server.engine.host_tier import HostTier
 from loramux_server.engine.layer_group import LayerGroup
 from loramux_server.engine.load_errors import told
@@ -118,7 +118,7 @@ class AdapterCache:
     def release(self, lease: Lease) -> None:
         """Gives a lease back; jobs that wait for room are tried again."""
         with self._lock:
-            for digest in (*lease.rows, *lease.vectors):
+            for digest in lease.rows:
                 self.device.let_go(digest)
         self._wake()
 
@@ -192,7 +192,7 @@ class AdapterCache:
                 return False
             if not self._line.may_pass(waiting, loaded=self.device.has(waiting.versions)):
                 return False
-            if not self.device.fits(waiting.versions, waiting.needs):
+            if not self.device.fits(waiting.needs):
                 self._line.no_room(waiting)
                 return False
         return True
@@ -277,15 +277,15 @@ class AdapterCache:
                 vectors = self._write(adapter, rows)
         except Exception as error:
             with self._lock:
-                self.device.give_back(rows, vector_bytes(version))
+                self.device.give_back(rows)
             raise told(error, version, "device") from error
         with self._lock:
             return self.device.add(version, rows, vectors)
 
     def _write(self, adapter: HostAdapter, rows: Rows) -> Vectors:
-        """An embedding's vectors onto the device, others' factors under their numbers."""
+        """Factors under their numbers, and the vectors of embeddings onto the device."""
         for name, group in self._groups.items():
             mine = {path: each for path, each in adapter.factors.items() if self.device.group_of[path] == name}
             if mine:
                 group.write(rows, mine)
-        return {name: each.to(self._place) for name, each in adapter.vectors.items()}
+        return tuple({name: each.to(self._place) for name, each in vectors.items()} for vectors in adapter.vectors)

@@ -41,13 +41,13 @@ Rows = Mapping[str, Sequence[int]]
 """Numbers that one adapter owns, by the name of the room."""
 
 
-Vectors = Mapping[str, Tensor]
-"""Of one embedding: [n, width] in fp32 by text encoder."""
+Vectors = tuple[Mapping[str, Tensor], ...]
+"""Of one adapter's embeddings: [n, width] in fp32 by text encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedBlend:
-    """A resolved blend with the rows of its adapters; embeddings have none and stand apart, with their vectors."""
+    """A resolved blend with the rows of its adapters, and with the vectors of those that have or are embeddings."""
 
     adapters: tuple[tuple[Weighted, Rows], ...]
     embeddings: tuple[tuple[Weighted, Vectors], ...] = ()

@@ -1,6 +1,6 @@
 """From a version to its canonical factors in host memory.
 
-Takes versions and the store's compiled files; gives factors or vectors, on whatever thread it is called. It knows no
+Takes versions and the store's compiled files; gives factors and vectors, on whatever thread it is called. It knows no
 device and keeps nothing.
 """
 
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loramux_server.engine.blends import Vectors
 from loramux_server.engine.module_factors import ModuleFactors
 from loramux_server.metrics import Metrics
-from loramux_store.compiled_file import MAX_FILE
+from loramux_store.compiled_file import MAX_FILE, vector_name
 from loramux_store.header import Container, read_container
 from loramux_store.record import VersionRecord
 from loramux_store.seal import SEAL
@@ -26,17 +27,18 @@ Read = Callable[[VersionRecord], "HostAdapter"]
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
-    """A version in host memory, fp32: factors by module path, or an embedding's vectors [count, width] by text
-    encoder."""
+    """A version in host memory, fp32: factors by module path, and of each of its embeddings the vectors [count, width]
+    by text encoder."""
 
     factors: Mapping[str, ModuleFactors]
-    vectors: Mapping[str, Tensor]
+    vectors: Vectors
 
     @property
     def nbytes(self) -> int:
         """Of all its numbers."""
         parts = (part for module in self.factors.values() for part in module.parts.values())
-        return sum(each.nbytes for each in (*parts, *self.vectors.values()))
+        vectors = (each for embedding in self.vectors for each in embedding.values())
+        return sum(each.nbytes for each in (*parts, *vectors))
 
 
 class CompiledReader:
@@ -84,15 +86,18 @@ class CompiledFile:
         return cls(container, data)
 
     def adapter(self) -> HostAdapter:
-        """What is in it; an embedding's file tells of no modules."""
+        """What is in it."""
         tensors = {
             name: self.data[entry.begin : entry.end].view(torch.float32).view(entry.shape)
             for name, entry in self.container.tensors.items()
             if name != SEAL
         }
-        if "modules" not in self.container.metadata:
-            return HostAdapter({}, tensors)
-        return HostAdapter(_factors(tensors, json.loads(self.container.metadata["modules"])), {})
+        said = {name: json.loads(self.container.metadata[name]) for name in ("modules", "embeddings")}
+        vectors = tuple(
+            {encoder: tensors[vector_name(number, encoder)] for encoder in widths}
+            for number, (_, _, widths) in enumerate(said["embeddings"])
+        )
+        return HostAdapter(_factors(tensors, said["modules"]), vectors)
 
 
 def _fill(handle: FileIO, data: Tensor) -> None:

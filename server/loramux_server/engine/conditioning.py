@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loramux_server.embeddings import Acting, acting
 from loramux_server.engine.blends import PlacedBlend
 from loramux_server.engine.bytes_lru import BytesLru
 from loramux_server.engine.layer_group import LayerGroup
 from loramux_server.engine.pipeline import Base
 from loramux_server.engine.text import BlendedText, Encoded, Inversion, PromptEncoder, Trigger
 from loramux_server.errors import Violation
-from loramux_server.requests import Job, Prompt, TextMode, Weighted
+from loramux_server.requests import Job, Prompt, TextMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +110,20 @@ class Conditioner:
         """What is wrong with prompts by field, each fault once, though every text encoder has it; and embeddings that
         would act in none of them."""
         found: dict[str, Violation] = {}
-        listed: dict[tuple[str, int], Weighted] = {}
+        listed: dict[tuple[str, int], Acting] = {}
         heard: set[tuple[str, int]] = set()
         for encoder in self.encoders:
             texts: dict[str, tuple[str, list[Trigger]]] = {}
             for prompt in prompts:
-                acting = _acting(prompt.blend, encoder.name)
-                places = [(prompt.blend_field, place) for place in acting]
-                triggers = [_trigger(weighted) for weighted in acting.values()]
+                there = acting(prompt.blend, encoder.name)
+                places = [(prompt.blend_field, each.place) for each in there]
+                triggers = [Trigger(each.embedding.trigger, each.embedding.vectors) for each in there]
                 texts[prompt.field] = prompt.text, triggers
-                listed |= dict(zip(places, acting.values(), strict=True))
+                listed |= {place: each for place, each in zip(places, there, strict=True) if not each.bundled}
                 heard |= {places[index] for index in encoder.found(prompt.text, mode, triggers)}
             found |= {violation.field: violation for violation in encoder.violations(texts, mode)}
-        silent = {place: weighted for place, weighted in listed.items() if place not in heard}
-        return [*found.values(), *(_unheard(prompts, *place, weighted) for place, weighted in silent.items())]
+        silent = [_unheard(prompts, place[0], each) for place, each in listed.items() if place not in heard]
+        return [*found.values(), *silent]
 
     def given(self, job: Job, blends: Sequence[PlacedBlend]) -> Given:
         """For the rows of one picture of the job: unconditional first where guided."""
@@ -154,38 +155,21 @@ class Conditioner:
 
 
 def _blended(text: str, blend: PlacedBlend, encoder: str) -> BlendedText:
-    vectors = {weighted.version.digest: each for weighted, each in blend.embeddings}
-    acting = _acting([weighted for weighted, _ in blend.embeddings], encoder).values()
+    there = acting([weighted for weighted, _ in blend.embeddings], encoder)
     inversions = tuple(
-        Inversion(_trigger(w).text, vectors[w.version.digest][encoder], w.in_text_encoder(encoder)) for w in acting
+        Inversion(each.embedding.trigger, blend.embeddings[each.place][1][each.number][encoder], each.factor)
+        for each in there
     )
-    key = _text_key(blend, encoder), tuple((w.version.digest, w.in_text_encoder(encoder)) for w in acting)
+    key = _text_key(blend, encoder), tuple((each.weighted.version.digest, each.number, each.factor) for each in there)
     return BlendedText(text, blend.in_text_encoder(encoder), key, inversions)
 
 
-def _acting(blend: Sequence[Weighted], encoder: str) -> dict[int, Weighted]:
-    """The embeddings that act in a text encoder, by their places in the blend; one of weight 0 is off."""
-    return {
-        place: weighted
-        for place, weighted in enumerate(blend)
-        if weighted.version.embedding is not None
-        and encoder in weighted.version.embedding.widths
-        and weighted.in_text_encoder(encoder) != 0
-    }
-
-
-def _trigger(weighted: Weighted) -> Trigger:
-    embedding = weighted.version.embedding
-    assert embedding is not None
-    return Trigger(embedding.trigger, embedding.vectors)
-
-
-def _unheard(prompts: Sequence[Prompt], blend: str, place: int, weighted: Weighted) -> Violation:
+def _unheard(prompts: Sequence[Prompt], blend: str, each: Acting) -> Violation:
     """An embedding whose trigger stands in no text that is read with its blend."""
     texts = " or ".join(prompt.field for prompt in prompts if prompt.blend_field == blend)
-    name = f"{weighted.version.adapter}@{weighted.version.number}"
-    said = f"is the embedding {name}, expected its trigger {_trigger(weighted).text!r} in {texts}"
-    return Violation(f"{blend}.entries[{place}].adapter", said)
+    name = f"{each.weighted.version.adapter}@{each.weighted.version.number}"
+    said = f"is the embedding {name}, expected its trigger {each.embedding.trigger!r} in {texts}"
+    return Violation(f"{blend}.entries[{each.place}].adapter", said)
 
 
 def _text_key(blend: PlacedBlend, encoder: str) -> Hashable:

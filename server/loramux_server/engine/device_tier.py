@@ -6,29 +6,32 @@ knows no job. Not for several threads at once.
 
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loramux_kernels import G_CLASSES, PoolFull
 from loramux_server.engine.blends import Rows, Vectors
 from loramux_server.engine.layer_group import LayerGroup
-from loramux_server.engine.rooms import INPUTS, OUTPUTS, Room
+from loramux_server.engine.rooms import INPUTS, OUTPUTS, ByteBudget, Room
 from loramux_server.errors import Incompatible, PinTooLarge
 from loramux_server.metrics import Metrics
+from loramux_store.footprint import vector_bytes
 from loramux_store.record import MatchedModule, VersionRecord
 
 VECTOR_BYTES = 128 << 20
 """For embeddings on the device. The largest has 0.6 MB (75 vectors for SDXL), so that two blends of 32 always fit
-beside what is pinned."""
+beside what is pinned; a LoRA may bundle 64 of them."""
 PIN_SHARE = 0.5
 """Of every room, that pins may take: requests always find the rest."""
 
-_VECTORS = "bytes of vectors"  # beside the names of rooms
+_VECTORS = "bytes of vectors"
+"""A room for all layer groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Adapters kept on the device for one job: numbers, vectors, by digest. Given back with `AdapterCache.release`."""
+    """Adapters kept on the device for one job: the numbers and vectors of each, by digest. Given back with
+    `AdapterCache.release`."""
 
     rows: Mapping[str, Rows]
     vectors: Mapping[str, Vectors]
@@ -36,7 +39,7 @@ class Lease:
 
 @dataclass(slots=True)
 class Resident:
-    """What one version has on the device, nbytes in all: an embedding vectors, others numbers."""
+    """What one version has on the device, nbytes in all: its numbers in every room, and its embeddings' vectors."""
 
     digest: str
     rows: Rows
@@ -44,17 +47,12 @@ class Resident:
     nbytes: int
     users: int
 
-    @property
-    def vector_bytes(self) -> int:
-        """Of its vectors, fp32."""
-        return sum(each.nbytes for each in self.vectors.values())
-
 
 class DeviceTier:
     """Versions on the device; those in use are never put out, of the others the one first that was left longest ago. No
     call looks at all of them: what a blend costs does not grow with their number.
 
-    Rows and vectors have a bound each: an adapter is put out only for one that needs what it holds.
+    Every room has a bound: an adapter is put out only for one that needs what it holds.
 
     max_rank: of a batch row in a layer group.
     """
@@ -63,14 +61,14 @@ class DeviceTier:
         self.residents: dict[str, Resident] = {}
         self.idle: OrderedDict[str, Resident] = OrderedDict()  # without users, in the order in which they were left
         self.spare = Counter[str]()  # sizes of the idle ones
-        self.vector_bytes = 0
         self.group_of = {path: group.name for group in groups.values() for path in group.paths}
         self._groups = groups
+        self._vectors = ByteBudget(VECTOR_BYTES)
         self._pinned: dict[str, Mapping[str, int]] = {}
         self._metrics = metrics
         self._max_rank = max_rank
         self._bytes = 0
-        metrics.cache_budget.labels("device").set(VECTOR_BYTES + self._size_of(self._capacity))
+        metrics.cache_budget.labels("device").set(self._size_of(self._capacity))
         self._gauge()
 
     def check(self, blends: Sequence[Sequence[VersionRecord]]) -> None:
@@ -107,10 +105,9 @@ class DeviceTier:
         Raises:
             PinTooLarge: where pins would take more than their share of a room.
         """
-        pinned = {**self._pinned, version.digest: {**self.needs(version), _VECTORS: vector_bytes(version)}}
-        rooms = {name: room.capacity for name, room in self._rooms.items()} | {_VECTORS: VECTOR_BYTES}
-        for name, capacity in rooms.items():
-            needed, most = pinned[version.digest].get(name, 0), int(capacity * PIN_SHARE)
+        pinned = {**self._pinned, version.digest: self.needs(version)}
+        for name, room in self._rooms.items():
+            needed, most = pinned[version.digest].get(name, 0), int(room.capacity * PIN_SHARE)
             held = self._together(name, self._pinned)
             if self._together(name, pinned) > most and needed:
                 raise PinTooLarge(f"{version.adapter}@{version.number}", self._told(needed, name), held, most)
@@ -128,21 +125,21 @@ class DeviceTier:
         total: Counter[str] = Counter()
         for name, modules in by_group.items():
             total.update(self._groups[name].needs(modules))
+        if version.embeddings:
+            total[_VECTORS] = vector_bytes(version.embeddings)
         return dict(total)
 
     def has(self, versions: Iterable[VersionRecord]) -> bool:
         """Whether all of these are there."""
         return all(version.digest in self.residents for version in versions)
 
-    def fits(self, versions: Sequence[VersionRecord], needs: Mapping[str, Mapping[str, int]]) -> bool:
-        """Whether these find room beside those in use. needs: of each, by digest."""
+    def fits(self, needs: Mapping[str, Mapping[str, int]]) -> bool:
+        """Whether versions find room beside those in use. needs: of each, by digest."""
         missing = [needs[digest] for digest in needs if digest not in self.residents]
-        vectors = {v.digest: vector_bytes(v) for v in versions if v.digest not in self.residents}
         kept = Counter[str]()
         for digest in [digest for digest in needs if digest in self.idle]:
             kept.update(_sizes(self.idle[digest]))
-        in_use = self.vector_bytes - self.spare[_VECTORS] + kept[_VECTORS]
-        return sum(vectors.values()) + in_use <= VECTOR_BYTES and all(
+        return all(
             sum(each.get(name, 0) for each in missing) + kept[name] <= room.free + self.spare[name]
             for name, room in self._rooms.items()
         )
@@ -154,8 +151,8 @@ class DeviceTier:
             if version.digest not in granted:
                 granted[version.digest] = self.take_up(version.digest)
         return Lease(
-            {digest: resident.rows for digest, resident in granted.items() if not resident.vectors},
-            {digest: resident.vectors for digest, resident in granted.items() if resident.vectors},
+            {digest: resident.rows for digest, resident in granted.items()},
+            {digest: resident.vectors for digest, resident in granted.items()},
         )
 
     def take_up(self, digest: str) -> Resident:
@@ -175,29 +172,25 @@ class DeviceTier:
             self.spare.update(_sizes(resident))
 
     def take(self, version: VersionRecord) -> dict[str, Sequence[int]]:
-        """Numbers in every room and room for vectors, evicting unused versions until they fit; all or none.
+        """Numbers in every room, evicting unused versions until they fit; all or none.
 
         Raises:
             PoolFull: where that is not enough.
         """
-        needs, rooms, size = self.needs(version), self._rooms, vector_bytes(version)
-        while any(rooms[name].free < count for name, count in needs.items()):
-            self._make_room(lambda resident: bool(resident.rows))
-        while self.vector_bytes + size > VECTOR_BYTES:
-            self._make_room(lambda resident: bool(resident.vectors))
-        self.vector_bytes += size
+        needs, rooms = self.needs(version), self._rooms
+        while short := {name for name, count in needs.items() if rooms[name].free < count}:
+            self._make_room(short)
         return {name: rooms[name].take(count) for name, count in needs.items()}
 
-    def give_back(self, rows: Rows, vector_bytes: int) -> None:
+    def give_back(self, rows: Rows) -> None:
         """What `take` gave."""
         rooms = self._rooms
         for name, numbers in rows.items():
             rooms[name].give_back(numbers)
-        self.vector_bytes -= vector_bytes
 
     def add(self, version: VersionRecord, rows: Rows, vectors: Vectors) -> Resident:
         """A version that was written under what `take` gave, with one user."""
-        nbytes = vector_bytes(version) + self._size_of({room: len(numbers) for room, numbers in rows.items()})
+        nbytes = self._size_of({room: len(numbers) for room, numbers in rows.items()})
         resident = self.residents[version.digest] = Resident(version.digest, rows, vectors, nbytes, users=1)
         self._bytes += nbytes
         self._gauge()
@@ -216,7 +209,9 @@ class DeviceTier:
 
     @property
     def _rooms(self) -> Mapping[str, Room]:
-        return {name: room for group in self._groups.values() for name, room in group.rooms.items()}
+        return {name: room for group in self._groups.values() for name, room in group.rooms.items()} | {
+            _VECTORS: self._vectors
+        }
 
     def _told(self, count: int, room: str) -> str:
         return f"total rank {count} in {room}" if room in self._groups else f"{count} {room}"
@@ -234,9 +229,9 @@ class DeviceTier:
             return G_CLASSES[-1]
         return self._max_rank if room in self._groups else sys.maxsize
 
-    def _make_room(self, holding: Callable[[Resident], bool]) -> None:
-        """Puts out the one of these that was left longest ago."""
-        resident = next((resident for resident in self.idle.values() if holding(resident)), None)
+    def _make_room(self, short: Collection[str]) -> None:
+        """Puts out the one that holds something of these rooms and was left longest ago."""
+        resident = next((each for each in self.idle.values() if not each.rows.keys().isdisjoint(short)), None)
         if resident is None:
             raise PoolFull(1, 0)
         self._evict(resident, "room")
@@ -244,7 +239,7 @@ class DeviceTier:
     def _evict(self, resident: Resident, reason: str) -> None:
         del self.residents[resident.digest], self.idle[resident.digest]
         self.spare.subtract(_sizes(resident))
-        self.give_back(resident.rows, resident.vector_bytes)
+        self.give_back(resident.rows)
         self._bytes -= resident.nbytes
         self._metrics.cache_evictions.labels("device", reason).inc()
         self._gauge()
@@ -256,6 +251,7 @@ class DeviceTier:
     def _size_of(self, counts: Mapping[str, int]) -> int:
         """Bytes of so many numbers of each room."""
         sizes = {name: size for group in self._groups.values() for name, size in group.number_bytes.items()}
+        sizes[_VECTORS] = 1
         return sum(count * sizes[name] for name, count in counts.items())
 
     def _gauge(self) -> None:
@@ -263,12 +259,6 @@ class DeviceTier:
         self._metrics.resident_bytes.labels("device").set(self._bytes)
 
 
-def vector_bytes(version: VersionRecord) -> int:
-    """Of an embedding's vectors in fp32; 0 of others."""
-    embedding = version.embedding
-    return 0 if embedding is None else 4 * embedding.vectors * sum(embedding.widths.values())
-
-
 def _sizes(resident: Resident) -> dict[str, int]:
-    """Its numbers by room, and the bytes of its vectors."""
-    return {_VECTORS: resident.vector_bytes} | {name: len(rows) for name, rows in resident.rows.items()}
+    """How many numbers it has, by room."""
+    return {name: len(rows) for name, rows in resident.rows.items()}

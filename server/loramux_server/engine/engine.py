@@ -360,7 +360,7 @@ def _blends(job: Job, lease: Lease) -> tuple[PlacedBlend, ...]:
         rows, vectors = lease.rows, lease.vectors
         return PlacedBlend(
             tuple((each, rows[each.version.digest]) for each in blend if each.version.embedding is None),
-            tuple((each, vectors[each.version.digest]) for each in blend if each.version.embedding is not None),
+            tuple((each, vectors[each.version.digest]) for each in blend if each.version.embeddings),
         )
 
     conditional = placed(job.blend)

@@ -15,6 +15,7 @@ from loramux_server.engine.compiled_reader import HostAdapter, Read
 from loramux_server.engine.load_errors import told
 from loramux_server.errors import Draining, PinTooLarge
 from loramux_server.metrics import Metrics
+from loramux_store.footprint import vector_bytes
 from loramux_store.record import VersionRecord
 
 READERS = 4
@@ -215,6 +216,6 @@ class HostTier:
 
 
 def foreseen_bytes(version: VersionRecord) -> int:
-    """Of a version's factors in host memory, fp32; in every layer of a layer group as many rank rows as its largest
-    rank there, so that it takes no more."""
-    return version.device_bytes if version.embedding is not None else 2 * version.device_bytes
+    """Of a version's factors and vectors in host memory, fp32; in every layer of a layer group as many rank rows as its
+    largest rank there, so that it takes no more."""
+    return 2 * version.device_bytes - vector_bytes(version.embeddings)
