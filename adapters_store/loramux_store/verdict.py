@@ -14,7 +14,7 @@ from loramux_store.conversion import convert, planned
 from loramux_store.errors import InvalidArgument, Refused
 from loramux_store.header import read_container
 from loramux_store.layout import Layout
-from loramux_store.record import AcceptReport, InterpretOptions
+from loramux_store.record import AcceptReport, Embedding, InterpretOptions
 
 __all__ = ["Kind", "Verdict", "judge"]
 
@@ -28,7 +28,8 @@ class Verdict:
     reason, key: why it is refused, a word for programs, and the tensor, field or metadata at fault, where it is one;
     null when it is accepted. family: the layout it is for, or the model that a refused file is for, where that is
     known. evidence: how that is known, or what is wrong, in words. modules: how many it touches; kinds: of deltas, or
-    embedding; ranks: of rank rows, each once; warnings: their codes; ignored: keys.
+    embedding; ranks: of rank rows, each once; warnings: their codes; ignored: keys. embeddings: the one that it is, or
+    those bundled with it; messages: the warnings in words.
     """
 
     verdict: Literal["accepted", "refused"]
@@ -41,6 +42,8 @@ class Verdict:
     ranks: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    messages: tuple[str, ...] = ()
 
 
 def judge(
@@ -80,6 +83,8 @@ def _accepted(report: AcceptReport, warnings: tuple[str, ...]) -> Verdict:
         tuple(sorted({module.rank for module in report.matched if module.rank})),
         tuple(warning.partition(":")[0] for warning in warnings),
         tuple(key for key, _ in report.ignored),
+        report.embeddings,
+        tuple(warning.partition(": ")[2] for warning in warnings),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, ParamSpec
 from cyclopts import Parameter
 
 from loramux_client import terminal
-from loramux_client.commands.adapter_tables import say_beside
+from loramux_client.commands.adapter_tables import extent, say_beside
 from loramux_client.sidecars import read_sidecars
 from loramux_server.errors import LoraMuxError
 from loramux_server.settings import Settings
@@ -29,6 +29,7 @@ P = ParamSpec("P")
 
 REFUSED, TO_MEND, LOST = 3, 4, 5
 _DAY_S = 24 * 3600.0
+_WHERE_THERE_ARE_SOME = ("embeddings", "messages", "beside")  # keys of a verdict; all others are always there
 
 Place = Annotated[Path | None, Parameter(name="--store", help="Folder of the store. Default: as of `loramux serve`.")]
 Form = Annotated[
@@ -91,13 +92,15 @@ def check(
     wanted = known_layout(family) if family else layouts[0] if base is not None else None
     config = None if adapter_config is None else adapter_config.read_text("utf-8")
     verdict = judge(file, InterpretOptions(peft_config=config), layouts, wanted, kind)
+    beside = read_sidecars(file) if verdict.verdict == "accepted" else None
     if json:
-        terminal.say_json(verdict)
-    else:
-        _say_verdict(file, verdict)
-        if verdict.verdict == "accepted":
-            say_beside(read_sidecars(file))
-    return 0 if verdict.verdict == "accepted" else REFUSED
+        said = {**asdict(verdict), "beside": beside if beside and (beside.said or beside.warnings) else None}
+        terminal.say_json({name: value for name, value in said.items() if value or name not in _WHERE_THERE_ARE_SOME})
+        return 0 if beside else REFUSED
+    _say_verdict(file, verdict)
+    if beside is not None:
+        say_beside(beside)
+    return 0 if beside else REFUSED
 
 
 @_told
@@ -268,13 +271,17 @@ def _say_verdict(file: Path, verdict: Verdict) -> None:
         return
     terminal.say(f"{file} would be accepted: {verdict.family}")
     ranks = f", rank {', '.join(map(str, verdict.ranks))}" if verdict.ranks else ""
-    terminal.say(f"  {', '.join(verdict.kinds)} on {verdict.modules} modules{ranks}")
+    if verdict.modules:
+        terminal.say(f"  {', '.join(verdict.kinds)} on {verdict.modules} modules{ranks}")
+    for embedding in verdict.embeddings:
+        bundled = "; bundled with it" if verdict.modules else ""
+        terminal.say(f"  embedding of {extent(embedding.vectors)}; acts where {embedding.trigger!r} stands{bundled}")
     for text in verdict.evidence:
         terminal.say(f"  because {text}")
     for key in verdict.ignored:
         terminal.say(f"  ignored {key}")
-    for code in verdict.warnings:
-        terminal.complain(f"  warning: {code}")
+    for code, text in zip(verdict.warnings, verdict.messages, strict=True):
+        terminal.complain(f"  warning: {code}: {text}")
 
 
 def _say_findings(found: tuple[Finding, ...]) -> None:

@@ -58,6 +58,30 @@ def test_check_says_what_lies_beside_the_file(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert "trigger words of a.json: inky" in shown.out and "default weight of a.json: 0.7" in shown.out
     assert "warning: a.civitai.info: no JSON object: not used" in shown.err
+    assert run("check", file, "--family", "sd1", "--json") == 0
+    beside = told(capsys)["beside"]
+    assert (beside["trigger_words"], beside["default_weight"], beside["description"]) == (["inky"], 0.7, "")
+    assert beside["sources"] == {"trigger_words": "a.json", "default_weight": "a.json"}
+    assert beside["warnings"] == ["a.civitai.info: no JSON object: not used"]
+    assert run("check", file, "--family", "sd1", "--kind", "embedding", "--json") == 3
+    assert "beside" not in told(capsys)
+
+
+def test_check_tells_what_is_bundled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_lora(tmp_path / "a.safetensors")
+    safetensors.torch.save_file(
+        safetensors.torch.load_file(file) | {"bundle_emb.a cat.emb_params": torch.zeros(2, 768)}, file
+    )
+    assert run("check", file, "--json") == 3  # its layout is open
+    assert told(capsys)["reason"] == "family_ambiguous"
+    assert run("check", file, "--family", "sd1", "--json") == 0
+    body = told(capsys)
+    assert body["embeddings"] == [{"trigger": "a cat", "vectors": 2, "widths": {"text_encoder": 768}}]
+    assert body["warnings"] == ["zero_vectors"] and body["messages"] == ["every vector is zero of 'a cat'"]
+    assert run("check", file, "--family", "sd1") == 0
+    shown = capsys.readouterr()
+    assert "embedding of 2 vectors; acts where 'a cat' stands; bundled with it" in shown.out
+    assert "warning: zero_vectors: every vector is zero of 'a cat'" in shown.err
 
 
 def test_check_prints_a_verdict_and_exits_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

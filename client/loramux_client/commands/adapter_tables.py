@@ -27,13 +27,13 @@ ADAPTER_COLUMNS = (
 VERSION_COLUMNS = ("version", "rank", "kind", "trigger", "layout", "size", "on device", "created", "digest", "blob")
 
 
-def extent(embedding: shelf.Embedding) -> str:
+def extent(vectors: int) -> str:
     """How many vectors."""
-    return "1 vector" if embedding.vectors == 1 else f"{embedding.vectors} vectors"
+    return "1 vector" if vectors == 1 else f"{vectors} vectors"
 
 
 def _rank(version: shelf.AdapterVersion) -> str:
-    return str(version.rank) if version.embedding is None else extent(version.embedding)
+    return str(version.rank) if version.embedding is None else extent(version.embedding.vectors)
 
 
 def triggers(version: shelf.AdapterVersion | shelf.AcceptReport) -> list[str]:

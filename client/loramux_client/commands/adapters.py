@@ -261,7 +261,7 @@ def _reach(report: shelf.AcceptReport) -> str:
 
 def _told(embedding: shelf.Embedding) -> str:
     widths = ", ".join(f"{width} in {encoder}" for encoder, width in embedding.widths.items())
-    return f"embedding of {extent(embedding)}, width {widths}; acts where {embedding.trigger!r} stands"
+    return f"embedding of {extent(embedding.vectors)}, width {widths}; acts where {embedding.trigger!r} stands"
 
 
 def _how(module: shelf.MatchedModule) -> str:

@@ -202,18 +202,27 @@ def _submit(app: App, name: str | None, hear: Callable[[Event], Any], steps: int
 
 
 def _slow_loads(app: App, names: Sequence[str], size: Size) -> list[Row]:
-    """Gaps between the ticks of a long picture while an adapter is loaded beside it, and while none is."""
-    host, group = app.engine.adapters.host, app.engine.groups["unet.attention"]
+    """Gaps between the ticks of a long picture while an adapter is loaded beside it, and while none is, in turn: what
+    else the machine does then takes its part in both, and their ratio is what loading does."""
+    slowed = {"reader": (app.engine.adapters.host, "read"), "copier": (app.engine.groups["unet.attention"], "write")}
+    over: dict[str, list[float]] = {what: [] for what in ("nothing", *slowed)}
+    for name in names[-size.slow :]:
+        over["nothing"].append(_longest_gap(app, partial(time.sleep, _SLOWED_S)))
+        for what, (owner, method) in slowed.items():
+            quick = getattr(owner, method)
+            setattr(owner, method, _slowed(quick))
+            over[what].append(_longest_gap(app, partial(_load, app, name)))
+            setattr(owner, method, quick)
+    idle, said = statistics.median(over["nothing"]), "longest gap between ticks over the median"
     rows: list[Row] = []
-    for what, owner, name in (("reader", host, "read"), ("copier", group, "write")):
-        quick = getattr(owner, name)
-        setattr(owner, name, _slowed(quick))
-        over = [_longest_gap(app, partial(_load, app, each)) for each in names[-size.slow :]]
-        setattr(owner, name, quick)
-        text = f"longest gap between ticks over the median, {what} slowed to {_SLOWED_S:g} s"
-        rows += [Row(text, statistics.median(over), "x", "<=1.5"), Row(f"{text}: worst of {size.slow}", max(over), "x")]
-    idle = [_longest_gap(app, partial(time.sleep, _SLOWED_S)) for _ in range(size.slow)]
-    return [*rows, Row("longest gap between ticks over the median, nothing loaded", statistics.median(idle), "x")]
+    for what in slowed:
+        text, found = f"{said}, {what} slowed to {_SLOWED_S:g} s", statistics.median(over[what])
+        rows += [
+            Row(text, found, "x", "<=1.5"),
+            Row(f"{text} / nothing loaded", found / idle, "x", "<=1.5"),
+            Row(f"{text}: worst of {size.slow}", max(over[what]), "x"),
+        ]
+    return [*rows, Row(f"{said}, nothing loaded", idle, "x")]
 
 
 def _load(app: App, name: str) -> None:
