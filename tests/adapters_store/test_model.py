@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from loramux_store import AdapterChange, InterpretOptions, Published, Store, Unfinished, UploadSpec
-from loramux_store.errors import Changed, InvalidArgument, NotFound, UploadNotFound, WrongOffset
+from loramux_store.errors import Changed, InvalidArgument, NotFound, PinNotFound, UploadNotFound, WrongOffset
+from loramux_store.record import Pin, Tier
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 NAMES = st.sampled_from(["a", "b", "a.b"])
@@ -23,6 +24,8 @@ CONTENTS = st.tuples(st.integers(0, 2), st.sampled_from([None, 1.0]))
 """A file's number and the alpha that it is read with."""
 STOPS = st.integers(20, 29) | st.integers(0, 34)
 """Operations of the disk that are still done. An upload has about 30; from the 20th on its files get their names."""
+ATS = st.sampled_from(["", "1", "2", "prod", "next"])
+"""What a reference has behind its name."""
 
 
 @dataclass
@@ -32,7 +35,14 @@ class Model:
     versions: list[tuple[int, float | None]] = field(default_factory=list[tuple[int, float | None]])
     labels: dict[str, str] = field(default_factory=dict[str, str])
     aliases: dict[str, int] = field(default_factory=dict[str, int])
+    pins: dict[str, Tier] = field(default_factory=dict[str, Tier])
     deleted: bool = False
+
+    def means(self, at: str) -> bool:
+        """Whether a version is what stands behind the name: nothing, a number or an alias."""
+        if self.deleted:
+            return False
+        return at == "" or at in self.aliases or (at.isdigit() and 1 <= int(at) <= len(self.versions))
 
 
 @dataclass
@@ -45,12 +55,16 @@ class Going:
     received: int = 0
 
 
+def reference(name: str, at: str) -> str:
+    return f"{name}@{at}" if at else name
+
+
 def spec_of(name: str, content: tuple[int, float | None], labels: dict[str, str]) -> UploadSpec:
     return UploadSpec(name=name, options=InterpretOptions(alpha=content[1]), labels=labels)
 
 
 class Shelf(RuleBasedStateMachine):
-    """Uploads, whole or in parts, changes, deletions, restarts, and machines that stop in between."""
+    """Uploads, whole or in parts, changes, pins, deletions, restarts, and machines that stop in between."""
 
     @initialize()
     def begin(self) -> None:
@@ -61,6 +75,7 @@ class Shelf(RuleBasedStateMachine):
         ]
         self.model: dict[str, Model] = {}
         self.events: list[tuple[str, str]] = []
+        self.pinned: list[tuple[str, str]] = []  # names and what stands behind them, in the order of pinning
         self.digests: dict[tuple[int, float | None], str] = {}
         self.begun = 0
         self.going: Going | None = None
@@ -131,6 +146,7 @@ class Shelf(RuleBasedStateMachine):
         assert list(self.store.gc(0).adapters) == deleted
         for name in deleted:
             del self.model[name]
+        self.pinned = [(name, at) for name, at in self.pinned if name not in deleted]
         self.events += [("purge", name) for name in deleted] + ([("gc", "")] if deleted else [])
 
     def check(self, published: Published, name: str, content: tuple[int, float | None], said: dict[str, str]) -> None:
@@ -175,6 +191,33 @@ class Shelf(RuleBasedStateMachine):
                 self.events.append(("update", name))
             known.aliases = {}
 
+    @rule(name=NAMES, at=ATS, tier=st.sampled_from(["host", "device"]))
+    def pin(self, name: str, at: str, tier: Tier) -> None:
+        """What means nothing cannot be pinned; a pin in another tier takes the place of the one before."""
+        known, ref = self.model.get(name), reference(name, at)
+        if known is None or not known.means(at):
+            self.refused(NotFound, lambda: self.store.pin_adapter(ref, tier))
+            return
+        assert self.store.pin_adapter(ref, tier).pins[ref] == tier
+        if known.pins.get(at) != tier:
+            self.events.append(("pin", name))
+            self.pinned = [*(pin for pin in self.pinned if pin != (name, at)), (name, at)]
+        known.pins[at] = tier
+
+    @rule(name=NAMES, at=ATS)
+    def unpin(self, name: str, at: str) -> None:
+        """Also what means nothing any more."""
+        known, ref = self.model.get(name), reference(name, at)
+        if known is None or known.deleted:
+            self.refused(NotFound, lambda: self.store.unpin_adapter(ref))
+        elif at not in known.pins:
+            self.refused(PinNotFound, lambda: self.store.unpin_adapter(ref))
+        else:
+            assert ref not in self.store.unpin_adapter(ref).pins
+            self.events.append(("unpin", name))
+            self.pinned.remove((name, at))
+            del known.pins[at]
+
     @rule(name=NAMES)
     def delete(self, name: str) -> None:
         known = self.model.get(name)
@@ -214,10 +257,21 @@ class Shelf(RuleBasedStateMachine):
         for record in found:
             known = self.model[record.name]
             assert (record.labels, record.aliases) == (known.labels, known.aliases)
+            assert record.pins == {reference(record.name, at): tier for at, tier in known.pins.items()}
             assert record.latest_version.number == len(known.versions)
         assert {record.name for record in self.store.list_adapters(10, deleted=True).items} == self.model.keys()
         told = [(event.action, event.adapter) for event in self.store.list_events(1000).items]
         assert told == self.events[::-1]
+
+    @invariant()
+    def pins_agree(self) -> None:
+        """Servers are told those of adapters that are there, the oldest first: deleting hides them, no more."""
+        wanted = [
+            Pin(reference(name, at), self.model[name].pins[at])
+            for name, at in self.pinned
+            if not self.model[name].deleted
+        ]
+        assert self.store.pins() == wanted
 
     @invariant()
     def references_agree(self) -> None:
