@@ -168,12 +168,14 @@ def _update(connection: sa.Connection, row: Any, now: int, **values: Any) -> Non
 
 def write_search(connection: sa.Connection, adapter_id: int) -> None:
     """What filters look for words in, of the adapter as it is now."""
-    query = sa.select(adapters.c.name, adapters.c.description, adapters.c.trigger_words, versions.c.notes).where(
+    told = (adapters.c.name, adapters.c.description, adapters.c.trigger_words)
+    query = sa.select(*told, versions.c.notes, versions.c.embedding, versions.c.bundled).where(
         adapters.c.id == adapter_id, versions.c.adapter_id == adapters.c.id, versions.c.number == adapters.c.latest
     )
     row = connection.execute(query).one()
     words = json.loads(row.trigger_words) or json.loads(row.notes)[0]
-    text = "\n".join((row.name, row.description, *words)).casefold()
+    embeddings = [*([json.loads(row.embedding)] if row.embedding else ()), *json.loads(row.bundled)]
+    text = "\n".join((row.name, row.description, *words, *(each[0] for each in embeddings))).casefold()
     connection.execute(adapters.update().where(adapters.c.id == adapter_id).values(search=text))
 
 

@@ -64,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough, as in `loramux ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ExtraMissing, OSError, UnicodeDecodeError) as failure:
+    except OSError as failure:
+        about = f"{failure.filename}: {failure.strerror}" if failure.filename and failure.strerror else failure
+        terminal.complain(f"loramux: {about}")
+        return 1
+    except (ExtraMissing, UnicodeDecodeError) as failure:
         terminal.complain(f"loramux: {failure}")
         return 1
     except KeyboardInterrupt:

@@ -288,4 +288,5 @@ def _say_findings(found: tuple[Finding, ...]) -> None:
     for finding in found:
         state = "mended" if finding.mended else "lost" if finding.lost else "can be mended"
         terminal.say(f"{finding.code:<18}{finding.subject}: {finding.detail} ({state})")
-    terminal.say(f"{len(found)} findings" if found else "all is well")
+    count = "1 finding" if len(found) == 1 else f"{len(found)} findings"
+    terminal.say(count if found else "all is well")

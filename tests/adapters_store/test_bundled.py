@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_store import InterpretOptions, Store, UploadSpec, VersionRecord
+from loramux_store import AdapterChange, InterpretOptions, Store, UploadSpec, VersionRecord
 from loramux_store.errors import Inexpressible, InvalidArgument
 from loramux_store.forms.export import Form, export
 from loramux_store.merging.entries import Entry, Method
@@ -104,6 +104,14 @@ def test_they_outlive_a_restart_and_a_lost_file(tmp_path: Path) -> None:
         for damage in (b"", file.read_bytes()[:-4]):
             file.write_bytes(damage)
             check(af.compiled_vectors(store.compiled(found)), ONE)
+
+
+def test_filters_find_tokens_whatever_the_owner_says(store: Store, tmp_path: Path) -> None:
+    put(store, tmp_path, "a", ONE)
+    put(store, tmp_path, "bb", {})
+    store.update_adapter("a", AdapterChange(trigger_words=("something",)))
+    for word in ("<ZIB>", "something", "v2"):
+        assert [record.name for record in store.list_adapters(5, filter=word).items] == ["a"]
 
 
 def test_versions_that_were_accepted_without_them_stay_so(store: Store, tmp_path: Path) -> None:
