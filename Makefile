@@ -97,7 +97,7 @@ $(INSTALLED): | .venv/bin/python
 		printf '%s\n' 'TORCH ?= $(TORCH)' 'INDEX ?= $(INDEX)' > .venv/choice.mk; \
 	fi
 	@$(PIP) --group dev
-	@$(PIP) --no-build-isolation --editable '.[server,train]'
+	@$(PIP) --no-build-isolation --editable '.[server,train,otel]'
 	@touch $@
 
 .venv/bin/python:

@@ -29,7 +29,8 @@ from loramux_server import images
 from loramux_server.access import read_access
 from loramux_server.adapter_service import AdapterService
 from loramux_server.admission import Admission, BaseFacts
-from loramux_server.engine import row_budget, sampling
+from loramux_server.collectors import Held, MemoryCollector, ResidencyCollector, StoreCollector
+from loramux_server.engine import memory_use, row_budget, sampling
 from loramux_server.engine.compiled_reader import CompiledReader
 from loramux_server.engine.engine import Engine, Fixed, Observer
 from loramux_server.engine.host_tier import HostTier
@@ -41,8 +42,9 @@ from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
 from loramux_server.janitor import keep_clean
 from loramux_server.listening import listen, refuse_openness
-from loramux_server.metrics import Metrics, StoreCollector
+from loramux_server.metrics import Metrics
 from loramux_server.reloading import Watched, keep_current
+from loramux_server.request_log import RequestLog
 from loramux_server.requests import Sampler, ServerFacts
 from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
@@ -50,6 +52,7 @@ from loramux_server.service import GenerationService
 from loramux_server.settings import BUILTIN, Settings
 from loramux_server.tiers import Tiers
 from loramux_server.tls import Credentials, files, read_identity
+from loramux_server.tracing import Tracing, open_tracing
 from loramux_server.watchdog import Service, Watchdog
 from loramux_store.header import read_container
 from loramux_store.layout import KNOWN_NAMES, Layout
@@ -95,7 +98,7 @@ class Ready:
 class App:
     """Everything a server is made of. Build it, `await run(...)` it once."""
 
-    def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
+    def __init__(self, settings: Settings, observer: Observer | None = None, tracing: Tracing | None = None) -> None:
         self.settings = settings
         refuse_openness(settings)
         self._gate = Gate(None if settings.tokens is None else read_access(settings.tokens))
@@ -103,7 +106,8 @@ class App:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.version = package_version("loramux")
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.adapter_series)
+        self.tracing = tracing or _tracing(settings, self.version)
         base = _load(settings)
         impl = _impl(settings.kernels, base.device, base.unet.dtype)
         self.store = Store.open(
@@ -122,12 +126,13 @@ class App:
             fixed=_fixed(settings),
             observer=observer,
         )
-        self.metrics.registry.register(StoreCollector(self.store.stats))
+        self._collect()
         layout = _registered(self.engine.layout, self.store)
         if settings.base == BUILTIN:
             _seed(self.store, settings.store / "seeded")
         max_rows = _max_rows(settings, base, self.engine.later_bytes)
         self.metrics.max_rows.set(max_rows((base.side // base.latent_scale) ** 2))
+        self.metrics.queue_limit.set(settings.max_queue)
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, max_rows), self.metrics)
         self.admission = Admission(
             self.store,
@@ -154,7 +159,8 @@ class App:
         )
         tiers = Tiers(self.store, self.engine.adapters, self.admission.suits, self.metrics)
         shelf = AdapterService(self.store, tiers, self.metrics)
-        pictures = GenerationService(self.admission, self.runner, self._server_facts(), settings.log_prompts)
+        log = RequestLog(self.metrics, self.tracing, prompts=settings.log_prompts)
+        pictures = GenerationService(self.admission, self.runner, self._server_facts(), log, self.tracing)
         server, checks = self._server(pictures, shelf)
         watchdog = Watchdog(self._services(), checks, self.metrics)
         try:
@@ -183,6 +189,16 @@ class App:
             await shelf.close()
             await asyncio.to_thread(admin.close)
             self.store.close()
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
+
+    def _collect(self) -> None:
+        """Numbers that are asked for at every scrape."""
+        device, register = self.engine.base.device, self.metrics.registry.register
+        register(StoreCollector(self.store.stats))
+        register(MemoryCollector(memory_use.of_process(self.engine), memory_use.of_gpu(device), str(device)))
+        if self.settings.adapter_series:
+            register(ResidencyCollector(lambda: _held(self.engine)))
 
     def _services(self) -> tuple[Service, ...]:
         """What health is told of."""
@@ -218,7 +234,7 @@ class App:
         return ServerFacts(self.version, str(self.engine.base.device), MAX_FILE, sampling.facts(), libraries)
 
     def _server(self, pictures: GenerationService, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:
-        server = grpc.aio.server(interceptors=[Interceptor(self.metrics, self._gate)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[Interceptor(self.metrics, self._gate, self.tracing)], options=_OPTIONS)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(pictures, server)
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(shelf, server)
         checks: Any = cast("Any", health).aio.HealthServicer()
@@ -242,7 +258,27 @@ async def _watch_lag(metrics: Metrics, stop: asyncio.Event) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), timeout=1.0)
             return
-        metrics.loop_lag.set(max(0.0, time.monotonic() - started - 1.0))
+        metrics.loop_lag.observe(max(0.0, time.monotonic() - started - 1.0))
+
+
+def _tracing(settings: Settings, version: str) -> Tracing | None:
+    """Where an endpoint is set. One that is only in OpenTelemetry's own variables, which may be there for other
+    programs, is left where the packages are not installed."""
+    if settings.otel_endpoint is None:
+        return None
+    try:
+        return open_tracing(settings.otel_endpoint, settings.otel_ratio, version)
+    except BadSetting as error:
+        if "otel_endpoint" in settings.model_fields_set:
+            raise
+        _log.warning("no traces", because=str(error))
+        return None
+
+
+def _held(engine: Engine) -> list[Held]:
+    adapters = engine.adapters
+    tiers = (("host", adapters.host.versions), ("device", adapters.on_device))
+    return [Held(version.adapter, version.number, tier) for tier, versions in tiers for version in versions]
 
 
 def _load(settings: Settings) -> Base:

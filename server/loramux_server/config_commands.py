@@ -14,7 +14,9 @@ from loramux_server.errors import BadSetting
 from loramux_server.flags import Flags, given
 from loramux_server.settings import Settings, load, origin
 
-config = App(name="loramux config", help="Show and check the server's settings, and make tokens.", version_flags=[])
+config = App(
+    name="loramux config", help="Show and check the server's settings, make tokens, list metrics.", version_flags=[]
+)
 
 ScopeName = Literal["generate", "adapters.read", "adapters.write", "admin"]
 Given = Annotated[Flags | None, Parameter(name="*")]
@@ -64,6 +66,16 @@ def token(
         return _complain(error)
     print(text, file=sys.stderr)
     print(made)
+    return 0
+
+
+@config.command
+def metrics() -> int:
+    """Print all metrics of /metrics as a table in Markdown, which docs/metrics.md holds."""
+    from loramux_server.described import table
+    from loramux_server.metrics import Metrics
+
+    print(table(Metrics().described))
     return 0
 
 

@@ -1,10 +1,9 @@
-"""Around every RPC: callers are let in or not, errors become statuses with details, calls are counted and logged.
+"""Around every RPC: callers are let in or not, errors become statuses with details, calls are followed to their end.
 
 Takes handlers and a gate; gives handlers. It knows the two error trees and gRPC's codes, and no message of ours.
 """
 
 import inspect
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, cast
@@ -18,8 +17,10 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from loramux_server import callers, errors
+from loramux_server.calls import Call, Writing, count_unknown
 from loramux_server.gate import Gate
 from loramux_server.metrics import Metrics
+from loramux_server.tracing import Tracing
 from loramux_store import errors as shelf
 
 DOMAIN = "loramux"
@@ -48,8 +49,9 @@ _Details = tuple[grpc.StatusCode, str, dict[str, str], list[Message]]
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps all four kinds of handlers."""
 
-    def __init__(self, metrics: Metrics, gate: Gate | None = None) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate | None = None, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._gate = gate or Gate()
 
     async def intercept_service(
@@ -60,41 +62,53 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """The handler, wrapped; None (unknown methods) stays None."""
         handler = await continuation(handler_call_details)
         if handler is None:
+            count_unknown(self._metrics)
             return None
+        streams = handler.request_streaming
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler.response_streaming:
-            kind = "stream_stream" if handler.request_streaming else "unary_stream"
+            kind = "stream_stream" if streams else "unary_stream"
             behaviour = getattr(handler, kind)
-            writes = inspect.iscoroutinefunction(behaviour)  # answers by context.write, as the health service does
-            wrapped: Any = (self._unary if writes else self._streaming)(behaviour, service, method)
+            if inspect.iscoroutinefunction(behaviour):  # answers by context.write, as the health service does
+                wrapped: Any = self._unary(behaviour, service, method, streams=streams, writes=True)
+            else:
+                wrapped = self._streaming(behaviour, service, method, streams=streams)
         else:
-            kind = "stream_unary" if handler.request_streaming else "unary_unary"
-            wrapped = self._unary(getattr(handler, kind), service, method)
+            kind = "stream_unary" if streams else "unary_unary"
+            wrapped = self._unary(getattr(handler, kind), service, method, streams=streams, writes=False)
         return handler._replace(request_deserializer=_lenient(handler.request_deserializer), **{kind: wrapped})
 
-    def _unary(self, behaviour: Any, service: str, method: str) -> Any:
+    def _unary(self, behaviour: Any, service: str, method: str, *, streams: bool, writes: bool) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            with _Call(self._metrics, service, method) as record:
+            with self._following(service, method, context) as record:
                 try:
                     record.caller = self._enter(service, method, context)
-                    return await behaviour(_parsed(request), context)
+                    if writes:
+                        return await behaviour(record.counted(_parsed(request), streams), Writing(context, record))
+                    response = await behaviour(record.counted(_parsed(request), streams), context)
+                    record.sent()
+                    return response
                 except Exception as error:
-                    await record.abort(context, error)
+                    await self._abort(record, context, error)
 
         return call
 
-    def _streaming(self, behaviour: Any, service: str, method: str) -> Any:
+    def _streaming(self, behaviour: Any, service: str, method: str, *, streams: bool) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            with _Call(self._metrics, service, method) as record:
+            with self._following(service, method, context) as record:
                 try:
                     record.caller = self._enter(service, method, context)
-                    async with aclosing(behaviour(_parsed(request), context)) as responses:
+                    async with aclosing(behaviour(record.counted(_parsed(request), streams), context)) as responses:
                         async for response in responses:
+                            record.sent()
                             yield response
                 except Exception as error:
-                    await record.abort(context, error)
+                    await self._abort(record, context, error)
 
         return call
+
+    def _following(self, service: str, method: str, context: Any) -> Call:
+        return Call(self._metrics, self._tracing, service, method, context)
 
     def _enter(self, service: str, method: str, context: Any) -> str | None:
         """The caller's verified name; from here on it is the current one."""
@@ -105,6 +119,20 @@ class Interceptor(grpc.aio.ServerInterceptor):
         )
         callers.answering(caller)
         return caller.holder
+
+    async def _abort(self, call: Call, context: Any, error: Exception) -> None:
+        """Ends the RPC with the status of the error."""
+        if isinstance(error, grpc.aio.AbortError):  # a handler of another library chose its own status
+            call.code = context.code().name if context.code() else "UNKNOWN"
+            raise error
+        if isinstance(error, shelf.Refused):
+            self._metrics.upload_failures.labels(error.reason.partition(":")[0]).inc()
+        if isinstance(error, _TURNED_AWAY):
+            self._metrics.rejected.labels(_describe(error)[1]).inc()
+        code, status = to_status(error)
+        call.code = code.name
+        trailer = ("grpc-status-details-bin", status.SerializeToString())
+        await context.abort(code, status.message, (trailer,))
 
 
 class _Malformed:
@@ -137,45 +165,6 @@ def _parsed(request: Any) -> Any:
 async def _parsed_all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield _parsed(request)
-
-
-class _Call:
-    """Counts and logs one RPC; anything that ends it other than a return or an abort is a cancel."""
-
-    def __init__(self, metrics: Metrics, service: str, method: str) -> None:
-        self._metrics = metrics
-        self._labels = (service, method)
-        self._code = "OK"
-        self.caller: str | None = None
-
-    def __enter__(self) -> "_Call":
-        self._started = time.monotonic()
-        self._metrics.rpcs_started.labels(*self._labels).inc()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and self._code == "OK":
-            self._code = "CANCELLED"
-        seconds = time.monotonic() - self._started
-        self._metrics.rpcs_handled.labels(*self._labels, self._code).inc()
-        self._metrics.rpc_seconds.labels(*self._labels).observe(seconds)
-        known = {} if self.caller is None else {"caller": self.caller}
-        service, method = self._labels
-        _log.info("rpc", service=service, method=method, code=self._code, seconds=round(seconds, 3), **known)
-
-    async def abort(self, context: Any, error: Exception) -> None:
-        """Ends the RPC with the status of the error."""
-        if isinstance(error, grpc.aio.AbortError):  # a handler of another library chose its own status
-            self._code = context.code().name if context.code() else "UNKNOWN"
-            raise error
-        if isinstance(error, shelf.Refused):
-            self._metrics.upload_failures.labels(error.reason.partition(":")[0]).inc()
-        if isinstance(error, _TURNED_AWAY):
-            self._metrics.rejected.labels(_describe(error)[1]).inc()
-        code, status = to_status(error)
-        self._code = code.name
-        trailer = ("grpc-status-details-bin", status.SerializeToString())
-        await context.abort(code, status.message, (trailer,))
 
 
 def to_status(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:

@@ -9,10 +9,13 @@ from typing import Literal
 
 import structlog
 
+from loramux_server.tracing import add_trace_id
+
 _SHARED = (
     structlog.stdlib.add_logger_name,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
+    add_trace_id,
     structlog.processors.format_exc_info,
 )
 

@@ -1,7 +1,7 @@
-"""One line of the log for each request that was admitted: what was asked, how it ended, how long it took.
+"""What is kept of each request that was admitted: a line of the log, times in histograms, spans.
 
-Takes a job and what its client hears; writes the line when the request has ended. It knows no queue and no messages.
-Prompts are left out unless the operator asked for them.
+Takes a job and what its client hears; writes when the request has ended. It knows no queue and no messages. Prompts are
+left out unless the operator asked for them.
 """
 
 import asyncio
@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import structlog
 
 from loramux_server.callers import current
-from loramux_server.requests import Done, Job, Told, Weighted
+from loramux_server.metrics import Metrics
+from loramux_server.requests import Done, Job, Timings, Told
+from loramux_server.tracing import Tracing, exemplar, named
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -29,20 +31,40 @@ class Heard:
             self.done = happened
 
 
-@contextmanager
-def logging_request(job: Job, prompts: bool) -> Generator[Heard]:
-    """While a request is answered. outcome: done, cancelled, or the name of the error it ended with."""
-    heard, started, outcome = Heard(), time.monotonic(), "cancelled"
-    try:
-        yield heard
-        outcome = "done" if heard.done is not None else "cancelled"
-    except (asyncio.CancelledError, GeneratorExit):
-        raise
-    except Exception as error:
-        outcome = type(error).__name__
-        raise
-    finally:
-        timings = heard.done.timings if heard.done is not None else None
+class RequestLog:
+    """prompts: whether they are logged."""
+
+    def __init__(self, metrics: Metrics, tracing: Tracing | None = None, *, prompts: bool = False) -> None:
+        self._metrics, self._tracing, self._prompts = metrics, tracing, prompts
+
+    @contextmanager
+    def following(self, job: Job) -> Generator[Heard]:
+        """While a request is answered. Its outcome is done, cancelled, or the name of the error it ended with."""
+        heard, started, outcome = Heard(), time.monotonic(), "cancelled"
+        try:
+            yield heard
+            outcome = "done" if heard.done is not None else "cancelled"
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            seconds, timings = time.monotonic() - started, None if heard.done is None else heard.done.timings
+            if timings is not None:
+                self._observe(job, timings)
+            self._write(job, outcome, seconds, timings)
+            if self._tracing is not None:
+                self._tracing.request(job, outcome, seconds, timings)
+
+    def _observe(self, job: Job, timings: Timings) -> None:
+        metrics, points_at = self._metrics, exemplar(job.id)
+        metrics.queue_seconds.labels(job.priority).observe(timings.queue, points_at)
+        metrics.request_seconds.observe(timings.total, points_at)
+        for phase in ("load", "encode", "denoise", "decode"):
+            metrics.phase_seconds.labels(phase).observe(getattr(timings, phase), points_at)
+
+    def _write(self, job: Job, outcome: str, seconds: float, timings: Timings | None) -> None:
         _log.info(
             "request",
             request=job.id,
@@ -54,15 +76,10 @@ def logging_request(job: Job, prompts: bool) -> Generator[Heard]:
             sampler=job.sampling.sampler.value,
             steps=job.sampling.steps,
             seed=job.seed,
-            blend=[_told(weighted) for weighted in job.blend],
-            seconds=round(time.monotonic() - started, 3),
+            blend=[named(weighted) for weighted in job.blend],
+            seconds=round(seconds, 3),
             queue_seconds=None if timings is None else round(timings.queue, 3),
             denoise_seconds=None if timings is None else round(timings.denoise, 3),
             decode_seconds=None if timings is None else round(timings.decode, 3),
-            **({"prompt": job.prompt, "negative_prompt": job.negative_prompt} if prompts else {}),
+            **({"prompt": job.prompt, "negative_prompt": job.negative_prompt} if self._prompts else {}),
         )
-
-
-def _told(weighted: Weighted) -> str:
-    version = weighted.version
-    return f"{version.adapter}@{version.number}:{version.digest[:12]}*{weighted.weight:g}"

@@ -314,12 +314,18 @@ class ImageKey:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds on this process's monotonic clock, as the proto names them."""
+    """Seconds on this process's monotonic clock. queue, denoise and decode follow one another and are the total.
+
+    queue: until the first step; it begins with load, until adapters and images are ready and the tick thread comes to
+    it, and goes on with encode, of the texts.
+    """
 
     queue: float
     denoise: float
     decode: float
     total: float
+    load: float = 0.0
+    encode: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from loramux_server.engine.device_tier import Lease
 from loramux_server.engine.engine import Engine, StepResult
 from loramux_server.engine.image_latents import ImageLatents
-from loramux_server.errors import Draining, PictureFailed
+from loramux_server.errors import Draining, OutOfMemory, PictureFailed
 from loramux_server.metrics import Metrics
 from loramux_server.requests import (
     Done,
@@ -44,7 +44,8 @@ _BEGIN = 4  # jobs whose prompts are encoded between two ticks: running pictures
 class _Running:
     """A job between arrival and end; times are monotonic seconds, 0 where it is not there yet.
 
-    encoding: of the image it starts from, if any; awaited: how many of loading and encoding are not done.
+    encoding: of the image it starts from, if any; awaited: how many of loading and encoding are not done; loaded: when
+    they were and the tick thread took it up; encoded: seconds that its texts took.
     """
 
     job: Job
@@ -55,10 +56,19 @@ class _Running:
     encoding: "Future[ImageLatents] | None" = None
     awaited: int = 1
     lease: Lease | None = None
+    loaded: float = 0.0
+    encoded: float = 0.0
     started: float = 0.0
     denoised: float = 0.0
     stepping: set[ImageKey] = field(default_factory=lambda: set[ImageKey]())
     undelivered: int = 0
+
+    @property
+    def stage(self) -> str:
+        """What it is at."""
+        if self.denoised:
+            return "decode"
+        return "denoise" if self.started else "queue"
 
 
 class Runner:
@@ -113,6 +123,7 @@ class Runner:
             items = [Item(key, bucket, 1 + job.guided, steps, job.priority) for key in keys]
             position = self._scheduler.submit(items, seconds_left)
             self._metrics.admitted.labels(job.priority).inc()
+            self._metrics.adapters.count({weighted.version.adapter for weighted in job.blend})
             running.loading = loading = self._engine.load(job)
             waited: list[Future[Any]] = [loading]
             if job.source is not None:
@@ -231,6 +242,7 @@ class Runner:
             assert result.latents is not None
             data = self._engine.deliver(job, result.key.index, result.latents)
         except PictureFailed as error:
+            self._note_memory(error, "decode")
             self._end_soon(job.id, Failed(error), "failed")
             return
         except Exception:
@@ -249,15 +261,18 @@ class Runner:
 
     def _timings(self, running: _Running) -> Timings:
         now = time.monotonic()
-        timings = Timings(
+        return Timings(
             queue=running.started - running.arrived,
             denoise=running.denoised - running.started,
             decode=now - running.denoised,
             total=now - running.arrived,
+            load=running.loaded - running.arrived,
+            encode=running.encoded,
         )
-        self._metrics.queue_seconds.labels(running.job.priority).observe(timings.queue)
-        self._metrics.request_seconds.observe(timings.total)
-        return timings
+
+    def _note_memory(self, error: Exception, stage: str) -> None:
+        if isinstance(error, OutOfMemory):
+            self._metrics.out_of_memory.labels(stage).inc()
 
     def _on_done(self, running: _Running, _future: "Future[Any]") -> None:
         """Loading or encoding ended, one way or another."""
@@ -283,8 +298,11 @@ class Runner:
             running.lease = loading.result()
             start = None if encoding is None else encoding.result()
             running.listener(Started(running.job))
+            running.loaded = time.monotonic()
             self._engine.begin(running.job, running.lease, start)
+            running.encoded = time.monotonic() - running.loaded
         except Exception as error:
+            self._note_memory(error, "load")
             self._fail(running.job.id, error)
             return
         with self._lock:
@@ -345,6 +363,8 @@ class Runner:
             self._gauge()
             self._lock.notify_all()
         self._metrics.requests.labels(outcome).inc()
+        if outcome == "cancelled":
+            self._metrics.cancelled.labels(running.stage).inc()
         if event is not None:
             running.listener(event)
 

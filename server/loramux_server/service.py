@@ -8,14 +8,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loramux.v1 import generation_pb2, generation_service_pb2, generation_service_pb2_grpc
 from loramux_server import callers, messages
 from loramux_server.admission import Admission
-from loramux_server.request_log import logging_request
+from loramux_server.request_log import RequestLog
 from loramux_server.requests import Done, Event, Failed, ImageReady, Job, ServerFacts, Told
 from loramux_server.runner import Runner
+from loramux_server.tracing import Tracing
 
 _DECODERS = 2  # requests whose images are decoded at once: 0.5 GB for one of 2^25 pixels with transparency
 
@@ -28,9 +30,17 @@ if TYPE_CHECKING:
 class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     """Draws pictures."""
 
-    def __init__(self, admission: Admission, runner: Runner, facts: ServerFacts, log_prompts: bool = False) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        runner: Runner,
+        facts: ServerFacts,
+        log: RequestLog,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._admission = admission
-        self._log_prompts = log_prompts
+        self._log = log
+        self._admitting = nullcontext if tracing is None else partial(tracing.span, "admit")
         self._runner = runner
         self._version = facts.version
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
@@ -83,7 +93,8 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         brings = request.HasField("image") or request.HasField("mask")
         asked = messages.generation_request(request)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders if brings else None, self._admission.admit, asked)
+        with self._admitting():
+            return await loop.run_in_executor(self._decoders if brings else None, self._admission.admit, asked)
 
     async def _run(self, job: Job, seconds_left: float | None) -> AsyncGenerator[Told, None]:
         """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows.
@@ -94,7 +105,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         """
         meter = callers.current().meter
         drawing = nullcontext() if meter is None else meter.drawing(job)
-        with logging_request(job, self._log_prompts) as heard, drawing:
+        with self._log.following(job) as heard, drawing:
             async with aclosing(self._tell(job, seconds_left)) as story:
                 async for happened in story:
                     heard.hear(happened)

@@ -122,6 +122,26 @@ class Settings(BaseSettings):
         "what balancers take to notice.",
     )
     drain_seconds: float = Field(default=30.0, ge=0, description="Seconds that running requests get at stop.")
+    adapter_series: int = Field(
+        default=50,
+        ge=0,
+        le=1000,
+        description="Adapters that have series of their own in metrics: as many of those asked for most, and those in "
+        "memory; 0: none, not even of those.",
+    )
+    otel_endpoint: str | None = Field(
+        default_factory=lambda: (
+            os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+            or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+            or None
+        ),
+        pattern="^https?://.+",
+        description="Where traces go: an OpenTelemetry collector's gRPC address, http://HOST:PORT, or https:// with "
+        "TLS; unset: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT, else nowhere.",
+    )
+    otel_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Part of the traces that is kept, where callers have not decided."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="warning", description="Least serious lines that are logged; info has a line for every call."
     )

@@ -34,7 +34,7 @@ async def living(tmp_path: Path) -> AsyncIterator[Living]:
     made = Living(tmp_path / "store", max_side=64, threads=2)
     await made.start()
     yield made
-    await made.close()
+    await made.shut()
 
 
 @pytest.mark.timeout(300)

@@ -10,20 +10,12 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from living import Living
+from living import PICTURES, SHELF, Living
 
 from loramux_client.errors import Unavailable
 from loramux_client.server_info import Health
 from loramux_server.metrics import Metrics
 from loramux_server.watchdog import Service, Watchdog
-
-PICTURES, SHELF = "loramux.v1.GenerationService", "loramux.v1.AdapterService"
-
-
-async def until(living: Living, health_of_pictures: Health) -> None:
-    async with asyncio.timeout(30):
-        while await living.client.health(PICTURES) is not health_of_pictures:
-            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -31,7 +23,7 @@ async def living(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
     made = Living(tmp_path / "store", **getattr(request, "param", {}))
     await made.start()
     yield made
-    await made.close()
+    await made.shut()
 
 
 @pytest.mark.parametrize("living", [{"stall_seconds": 0.6}], indirect=True)

@@ -80,4 +80,4 @@ async def test_what_admission_refuses(tmp_path: Path) -> None:
     error = await refusal(ResourceExhausted)
     assert error.reason == "QUEUE_FULL" and (error.retry_after or 0) >= 1
     await running.aclose()
-    await living.close()
+    await living.shut()

@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from loading import Pool
 from structlog.testing import capture_logs
 
 from loramux.v1 import adapter_service_pb2 as pb
@@ -31,9 +32,10 @@ from loramux_server.interceptors import Interceptor
 from loramux_server.listening import is_loopback, listen, refuse_openness
 from loramux_server.metrics import Metrics
 from loramux_server.reloading import Watched, keep_current
-from loramux_server.request_log import logging_request
+from loramux_server.request_log import RequestLog
 from loramux_server.requests import Done, Job, Output, Priority, Sampler, Sampling, TextMode, Timings
 from loramux_server.settings import Settings
+from loramux_server.tiers import Tiers
 from loramux_server.tls import Credentials, read_identity
 from loramux_store import Store
 
@@ -67,7 +69,9 @@ class Door:
         identity = read_identity(settings)
         credentials = None if identity is None else Credentials(identity)
         self.store = Store.open(settings.store)
-        self.service = AdapterService(self.store, self.metrics)
+        cache = Pool(rows=16).cache
+        self.close_cache = cache.close
+        self.service = AdapterService(self.store, Tiers(self.store, cache, lambda _: None, self.metrics), self.metrics)
         self.server = grpc.aio.server(interceptors=[Interceptor(self.metrics, gate)])
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(self.service, self.server)
         checks = health.aio.HealthServicer()
@@ -94,6 +98,7 @@ class Door:
         await self.watching
         await self.server.stop(None)
         await self.service.close()
+        self.close_cache()
         self.store.close()
 
     def client(self, token: str | None, **files: Path) -> AsyncClient:
@@ -332,13 +337,14 @@ async def test_prompts_are_logged_only_where_that_is_asked_for(asked: bool) -> N
     answering(Caller("10.0.0.7", "gallery"))
     sampling = Sampling(Sampler.EULER, 20)
     asking = "a secret wish", "no luck", TextMode(), (), None, sampling, 7, 2, 64, 32, Output(), Priority.NORMAL
-    with capture_logs() as lines, logging_request(Job("id-1", *asking), asked) as heard:
+    log = RequestLog(Metrics(), prompts=asked)
+    with capture_logs() as lines, log.following(Job("id-1", *asking)) as heard:
         heard.hear(Done(Timings(0.1, 0.2, 0.3, 0.6)))
     (line,) = lines
     assert ("secret wish" in str(line)) is asked and ("no luck" in str(line)) is asked
     assert (line["request"], line["outcome"], line["caller"]) == ("id-1", "done", "gallery")
     assert (line["queue_seconds"], line["denoise_seconds"], line["decode_seconds"]) == (0.1, 0.2, 0.3)
     for error, outcome in ((asyncio.CancelledError(), "cancelled"), (BadSetting("x"), "BadSetting")):
-        with pytest.raises(type(error)), capture_logs() as lines, logging_request(Job("id-1", *asking), asked):
+        with pytest.raises(type(error)), capture_logs() as lines, log.following(Job("id-1", *asking)):
             raise error
         assert lines[0]["outcome"] == outcome

@@ -32,7 +32,7 @@ async def living(tmp_path: Path) -> AsyncIterator[Living]:
         asked = [made.client.generate("a red apple", steps=2, adapters={"ink": 0.7, "glossy": 0.5}) for _ in range(5)]
         await asyncio.gather(*asked, *(made.client.generate("a dog", steps=2) for _ in range(5)))
     yield made
-    await made.close()
+    await made.shut()
 
 
 class Before:

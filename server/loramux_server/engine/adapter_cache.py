@@ -104,6 +104,12 @@ class AdapterCache:
         for waiting in hopeless:
             self._fail(waiting, Incompatible("BLEND_TOO_LARGE", "the blend no longer fits beside what is pinned now"))
 
+    @property
+    def on_device(self) -> list[VersionRecord]:
+        """Versions that are on the device now."""
+        with self._lock:
+            return [resident.version for resident in self.device.residents.values()]
+
     def unpin(self, digest: str) -> None:
         """Counts it so no longer."""
         with self._lock:

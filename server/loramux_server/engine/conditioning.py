@@ -100,11 +100,16 @@ class Conditioner:
     """Turns a job's texts, size and guidance scale into what its pictures' rows are given."""
 
     def __init__(self, base: Base, groups: Mapping[str, LayerGroup], cache: BytesLru[Encoded]) -> None:
-        self._base = base
+        self._base, self._cache = base, cache
         self.encoders = tuple(
             PromptEncoder(encoder, groups[encoder.name], base.device, cache, skips_last_layer=base.skips_last_layer)
             for encoder in base.text_encoders
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Of the texts that are kept."""
+        return self._cache.nbytes
 
     def violations(self, prompts: Sequence[Prompt], mode: TextMode) -> list[Violation]:
         """What is wrong with prompts by field, each fault once, though every text encoder has it; and embeddings that

@@ -41,11 +41,16 @@ class Lease:
 class Resident:
     """What one version has on the device, nbytes in all: its numbers in every room, and its embeddings' vectors."""
 
-    digest: str
+    version: VersionRecord
     rows: Rows
     vectors: Vectors
     nbytes: int
     users: int
+
+    @property
+    def digest(self) -> str:
+        """Of the version."""
+        return self.version.digest
 
 
 class DeviceTier:
@@ -191,7 +196,7 @@ class DeviceTier:
     def add(self, version: VersionRecord, rows: Rows, vectors: Vectors) -> Resident:
         """A version that was written under what `take` gave, with one user."""
         nbytes = self._size_of({room: len(numbers) for room, numbers in rows.items()})
-        resident = self.residents[version.digest] = Resident(version.digest, rows, vectors, nbytes, users=1)
+        resident = self.residents[version.digest] = Resident(version, rows, vectors, nbytes, users=1)
         self._bytes += nbytes
         self._gauge()
         return resident

@@ -202,6 +202,8 @@ class Engine:
             predictions = self._predict(keys)
             finite = _finite(predictions)
         except Exception as error:
+            if isinstance(error, RAN_OUT):
+                self._metrics.out_of_memory.labels("forward").inc()
             if len(keys) == 1:
                 return [self._failed_with(keys[0], error, "forward")]
         else:

@@ -74,6 +74,17 @@ class HostTier:
             entry = self._entries.get(digest)
             return entry is not None and entry.is_read
 
+    @property
+    def versions(self) -> list[VersionRecord]:
+        """Whose factors are here now."""
+        with self._lock:
+            return [entry.version for entry in self._entries.values() if entry.is_read]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the factors that are here."""
+        return self._read_bytes
+
     def look_up(self, digest: str) -> None:
         """Counts a hit or a miss: once for each who wants it, however often it is asked for."""
         (self._metrics.cache_hits if self.has(digest) else self._metrics.cache_misses).labels("host").inc()

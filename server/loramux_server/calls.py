@@ -1,0 +1,88 @@
+"""What is kept of each RPC while it runs: counts, a line of the log, a span.
+
+Takes metrics and, where there is tracing, a tracer; follows one call from its start to its end. It knows no message of
+ours and gives no status.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+
+from loramux_server.metrics import Metrics
+from loramux_server.tracing import Tracing, exemplar
+
+UNKNOWN = "unknown"
+"""Service and method of RPCs that the server does not have: their names are the caller's choice."""
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class Call:
+    """One RPC; anything that ends it other than a return or an abort is a cancel. code: its status, set by whoever
+    ends it; caller: the verified name, where there is one."""
+
+    def __init__(self, metrics: Metrics, tracing: Tracing | None, service: str, method: str, context: Any) -> None:
+        self._metrics, self._labels = metrics, (service, method)
+        self._span = None if tracing is None else tracing.rpc(service, method, context.invocation_metadata() or ())
+        self.code = "OK"
+        self.caller: str | None = None
+
+    def __enter__(self) -> "Call":
+        self._started = time.monotonic()
+        self._metrics.rpcs_started.labels(*self._labels).inc()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self.code == "OK":
+            self.code = "CANCELLED"
+        seconds = time.monotonic() - self._started
+        self._metrics.rpcs_handled.labels(*self._labels, self.code).inc()
+        self._metrics.rpc_seconds.labels(*self._labels).observe(seconds, exemplar())
+        known = {} if self.caller is None else {"caller": self.caller}
+        service, method = self._labels
+        _log.info("rpc", service=service, method=method, code=self.code, seconds=round(seconds, 3), **known)
+        if self._span is not None:
+            self._span.end(self.code, self.caller)
+
+    def received(self) -> None:
+        """A message came."""
+        self._metrics.rpc_received.labels(*self._labels).inc()
+
+    def sent(self) -> None:
+        """A message goes out."""
+        self._metrics.rpc_sent.labels(*self._labels).inc()
+
+    def counted(self, request: Any, streams: bool) -> Any:
+        """The same request, counted; one that streams as its messages are asked for."""
+        if streams:
+            return self._counting(request)
+        self.received()
+        return request
+
+    async def _counting(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            self.received()
+            yield request
+
+
+class Writing:
+    """A call's context whose messages are counted as they are written."""
+
+    def __init__(self, context: Any, call: Call) -> None:
+        self._context, self._call = context, call
+
+    async def write(self, message: Any) -> None:
+        """Sends one."""
+        self._call.sent()
+        await self._context.write(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+def count_unknown(metrics: Metrics) -> None:
+    """An RPC that the server does not have; gRPC answers it."""
+    metrics.rpcs_started.labels(UNKNOWN, UNKNOWN).inc()
+    metrics.rpcs_handled.labels(UNKNOWN, UNKNOWN, "UNIMPLEMENTED").inc()
