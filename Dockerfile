@@ -33,7 +33,7 @@ RUN python -m venv /opt/loramux \
     && pip() { /opt/loramux/bin/python -m pip install --no-cache-dir --constraint /tmp/constraints.txt "$@"; } \
     && pip pip \
     && pip ${INDEX:+--extra-index-url "$INDEX"} "torch==$torch" \
-    && for wheel in /wheel/*.whl; do pip "${wheel}[server]"; done
+    && for wheel in /wheel/*.whl; do pip "${wheel}[server,otel]"; done
 
 FROM python:3.12-slim-bookworm
 LABEL org.opencontainers.image.title="LoRAMux" \

@@ -160,7 +160,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_the_readme_lists_every_room() -> None:
     listed = set(re.findall(r"^(\w+)/ ", (ROOT / "README.md").read_text(), re.M))
-    assert listed == {*ROOMS, "benchmarks", "tests"}
+    assert listed == {*ROOMS, "benchmarks", "deploy", "tests"}
 
 
 def test_make_targets_in_documents_exist() -> None:

@@ -39,6 +39,9 @@ _NO_FAULT = {"OK", "CANCELLED", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS
 """Statuses that are no error of a server's span, after OpenTelemetry's conventions for RPCs."""
 
 
+_TIMEOUT_S = 5.0  # of a collector that does not answer; the end of the server waits as long
+
+
 @dataclass(frozen=True, slots=True)
 class Rpc:
     """The span of a call."""
@@ -146,9 +149,11 @@ def open_tracing(endpoint: str, ratio: float, version: str) -> Tracing:
         raise BadSetting(
             f"otel_endpoint: is {endpoint}, which needs more packages: pip install 'loramux[otel]'"
         ) from None
-    resource = Resource.create({"service.version": version}).merge(Resource({"service.name": "loramux"}))
+    resource = Resource.create({"service.version": version})
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):  # nobody has named it
+        resource = resource.merge(Resource({"service.name": "loramux"}))
     provider = TracerProvider(sampler=ParentBasedTraceIdRatio(ratio), resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)))
     return Tracing(provider)
 
 

@@ -210,11 +210,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
-def test_spans_reach_a_collector_before_the_server_is_gone() -> None:
+@pytest.mark.parametrize("name", [None, "gallery"])
+def test_spans_reach_a_collector_before_the_server_is_gone(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     collector, server = Collector(), grpc.server(futures.ThreadPoolExecutor(1))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
+    if name is not None:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", name)
     try:
         tracing = open_tracing(f"http://127.0.0.1:{port}", 1.0, "9.9")
         with tracing.span("admit"):
@@ -224,5 +227,5 @@ def test_spans_reach_a_collector_before_the_server_is_gone() -> None:
         server.stop(None)
     (resource,) = (spans for request in collector.got for spans in request.resource_spans)
     told = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
-    assert (told["service.name"], told["service.version"]) == ("loramux", "9.9")
+    assert (told["service.name"], told["service.version"]) == (name or "loramux", "9.9")
     assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["admit"]
