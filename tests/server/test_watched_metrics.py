@@ -7,6 +7,7 @@ import pytest
 import watching
 from workload import Day, label_values, moved, samples
 
+from loramux_server.app import BUILTIN_FOLDER
 from loramux_server.metrics import Metrics
 
 NOT_HERE = {"loramux_gpu_memory_bytes"}  # has no series on a CPU
@@ -30,6 +31,26 @@ async def test_all_that_is_watched_moves_and_labels_have_the_values_that_are_tol
             words = re.split(r"[ ,();]+", told[metric][label])
             strange += [] if value in words else [(metric, label, value)]
     assert strange == []
+    _check_adapters(day)
+    _check_memory(day)
+
+
+def _check_adapters(day: Day) -> None:
+    """ink, ink, noto, ink were drawn, and the device has room for one of them."""
+    drawn = day.seen[0]
+    resident = {key[1:] for name, key in drawn if name == "loramux_adapter_resident"}
+    found = {(dict(key)["adapter"], dict(key)["tier"]) for key in resident}
+    assert found == {("ink", "device"), ("ink", "host"), ("noto", "host")}
+    asked = {dict(key)["adapter"]: n for (name, key), n in drawn.items() if name == "loramux_adapter_requests"}
+    assert asked == {"ink": 3, "noto": 1, "_other": 0}
+
+
+def _check_memory(day: Day) -> None:
+    taken = {dict(key)["kind"]: size for (name, key), size in day.seen[0].items() if name == "loramux_memory_bytes"}
+    assert set(taken) == set(described()["loramux_memory_bytes"]["kind"].split(", ")) and min(taken.values()) > 0
+    weights = sum(file.stat().st_size for file in (BUILTIN_FOLDER / "base").rglob("*.safetensors"))
+    assert weights <= taken["base"] < 2.5 * weights  # kept in half precision, run in single
+    assert taken["pools"] <= 4_100_000 < taken["process"] and taken["base"] < taken["process"]
 
 
 def test_labels_that_are_asked_for_exist_with_the_values_asked_for() -> None:
