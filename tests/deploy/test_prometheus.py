@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import watching
 import yaml
+from prometheus_client import generate_latest
+
+from loramux_server.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMTOOL = shutil.which("promtool")
@@ -59,6 +62,15 @@ def _filled(expression: str) -> str:
     filled = expression.replace("$__rate_interval", "1m").replace("$job", "loramux").replace("$instance", ".+")
     assert "$" not in filled, expression
     return filled
+
+
+@needs_promtool
+def test_names_and_types_are_as_prometheus_wants_them() -> None:
+    metrics = Metrics(adapter_series=1)
+    metrics.adapters.count(["ink"])
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, "check", "metrics"], input=generate_latest(metrics.registry), capture_output=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_every_alert_is_tested_both_ways() -> None:
