@@ -139,8 +139,11 @@ class _Malformed:
     """In place of a message whose bytes are none."""
 
 
-def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """gRPC ends a call whose message it cannot parse with UNKNOWN and the parser's words, before anybody is asked."""
+def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """gRPC ends a call whose message it cannot parse with UNKNOWN and the parser's words, before anybody is asked.
+    Without a parser messages are bytes, and none is malformed."""
+    if parse is None:
+        return None
 
     def parsed(data: bytes) -> Any:
         try:

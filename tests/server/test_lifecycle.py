@@ -39,7 +39,7 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
 
     monkeypatch.setattr(living.app.engine, "step", stalling)
     drawing = asyncio.create_task(living.client.generate("a red apple", steps=2))
-    await until(living, Health.NOT_SERVING)
+    await living.until(Health.NOT_SERVING)
     assert await living.client.health("") is Health.NOT_SERVING and await living.client.health(SHELF) is Health.SERVING
     assert (await living.http("/readyz"), await living.http("/livez")) == (503, 200)  # it may yet go on
     sample = living.app.metrics.registry.get_sample_value
@@ -48,13 +48,13 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
     )
     go_on.set()
     assert (await drawing).images
-    await until(living, Health.SERVING)
+    await living.until(Health.SERVING)
     assert await living.http("/readyz") == 200
 
 
 async def test_a_dead_runner_is_no_longer_alive(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(living.app.runner._scheduler, "plan", lambda: 1 / 0)
-    await until(living, Health.NOT_SERVING)
+    await living.until(Health.NOT_SERVING)
     assert (await living.http("/readyz"), await living.http("/livez")) == (503, 503)
 
 
@@ -65,7 +65,7 @@ async def test_a_stop_is_seen_first_then_turns_away_and_lets_finish(living: Livi
     await asyncio.sleep(0.1)
     running = asyncio.create_task(living.client.generate("a red apple", steps=30))
     living.stop.set()
-    await until(living, Health.NOT_SERVING)
+    await living.until(Health.NOT_SERVING)
     assert (await living.http("/readyz"), await living.http("/livez")) == (503, 200)
     assert (await living.client.generate("a dog", steps=1)).images, "still lingering"
     slow = asyncio.create_task(living.client.generate("a red apple", steps=150))
