@@ -6,18 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from loramux_train.base import Base
 from loramux_train.batch import Batch, Sizes
+from loramux_train.data_set import DataSet
 from loramux_train.outline import Outline
+from loramux_train.output.facts import DataFacts
 
 torch.set_num_threads(1)  # these tensors are small: threads that wait for a busy core would take longer than the work
 
 TOKENIZER = Path(__file__).parents[2] / "server/loramux_server/builtin/base/tokenizer"
 WORDS = ("a red apple", "a zib on blue", "", "two cats", "the moon", "a key")
+
+DATA_SET = DataSet(DataFacts((), (16, 16)))
+"""What is told of batches that are of no folder."""
 
 _SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -99,6 +106,17 @@ def write_base(folder: Path, prediction: str = "epsilon", two: bool = False) -> 
         shutil.copytree(TOKENIZER, folder / name)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(made.outline.scheduler))
+    return folder
+
+
+def write_pictures(folder: Path, count: int, edge: int = 16, words: str = "a zib key") -> Path:
+    """Pictures of noise in colours of their own, each with a caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 90, (edge, edge, 3))
+        colour = np.array([30 * number % 160, 90, 160 - 25 * number % 160])
+        Image.fromarray((noise + colour).astype(np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"{words}, number {number}")
     return folder
 
 

@@ -124,14 +124,32 @@ def load_vae(outline: Outline, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def digest(outline: Outline) -> str:
-    """Hex sha256 of the checkpoint, or of the weights of a folder's UNet: what adapters name their base by."""
-    files = [outline.source] if outline.source.is_file() else base_folder.unet_files(outline.source)
+    """What adapters name their base by, as a server tells it: hex sha256 of the checkpoint; of a folder, over the name
+    and sha256 of every file of its parts, in the order of their names."""
+    if outline.source.is_file():
+        return _sha256(outline.source)
     total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                total.update(chunk)
+    for file in base_folder.files(outline):
+        total.update(f"{file.relative_to(outline.source).as_posix()} {_sha256(file)}\n".encode())
     return total.hexdigest()
+
+
+def name_of(text: str) -> str:
+    """What people call a base: the last part of its path, or of its name in the cache."""
+    path = Path(text)
+    return path.stem if path.suffix == ".safetensors" else path.name
+
+
+def tokenizers(outline: Outline) -> list[Any]:
+    """One, or SDXL's two. BadBase where they cannot be read."""
+    if outline.source.is_file():
+        return base_file.tokenizers(outline, data_folder())
+    return base_folder.tokenizers(outline)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check(outline: Outline) -> None:

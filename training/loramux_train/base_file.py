@@ -63,8 +63,12 @@ def models(outline: Outline, dtype: torch.dtype, data: Path) -> tuple[Any, list[
     tensors = load_file(outline.source)
     unet = _unet(outline, tensors, dtype)
     encoders = [_encoder(outline, tensors, index, dtype) for index in range(len(outline.encoders))]
-    tokenizers = [_tokenizer(data, pad) for pad in outline.pads]
-    return unet, encoders, tokenizers
+    return unet, encoders, tokenizers(outline, data)
+
+
+def tokenizers(outline: Outline, data: Path) -> list[Any]:
+    """One for each text encoder."""
+    return [_tokenizer(data, pad) for pad in outline.pads]
 
 
 def vae(outline: Outline, dtype: torch.dtype) -> Any:

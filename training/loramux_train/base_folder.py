@@ -47,8 +47,12 @@ def models(outline: Outline, dtype: torch.dtype, data: Path) -> tuple[Any, list[
     encoders = [
         _read(kind, folder, name, dtype=dtype) for kind, name in zip(kinds, TEXT_ENCODERS[:count], strict=False)
     ]
-    tokenizers = [_tokenizer(folder, name) for name in _TOKENIZERS[:count]]
-    return unet, encoders, tokenizers
+    return unet, encoders, tokenizers(outline)
+
+
+def tokenizers(outline: Outline) -> list[Any]:
+    """One for each text encoder. BadBase where one cannot be read."""
+    return [_tokenizer(outline.source, name) for name in _TOKENIZERS[: len(outline.encoders)]]
 
 
 def vae(outline: Outline, dtype: torch.dtype) -> Any:
@@ -56,11 +60,11 @@ def vae(outline: Outline, dtype: torch.dtype) -> Any:
     return _read(AutoencoderKL, outline.source, "vae", torch_dtype=dtype)
 
 
-def unet_files(folder: Path) -> list[Path]:
-    """The files of the UNet's weights, the plain ones where there are several kinds."""
-    every = sorted((folder / "unet").glob("*.safetensors"))
-    plain = [file for file in every if file.stem == _PLAIN or file.stem.startswith(f"{_PLAIN}-")]
-    return plain or every
+def files(outline: Outline) -> list[Path]:
+    """Every file of the folder's parts, in the order of their names."""
+    count = len(outline.encoders)
+    parts = ("unet", "vae", *TEXT_ENCODERS[:count], *_TOKENIZERS[:count], "scheduler")
+    return sorted(path for part in parts for path in (outline.source / part).rglob("*") if path.is_file())
 
 
 def _config(folder: Path, name: str) -> Config:

@@ -1,24 +1,28 @@
 """`loramux train run|check|presets|settings`.
 
-Takes a settings file and flags; calls a run and prints what it was. An error is one line for each reason and exit
-status 1; misuse is 2. It imports torch last.
+Takes folders, a settings file and flags; calls a run and prints what it was. An error is one line for each reason and
+exit status 1; misuse is 2. It imports torch last.
 """
 
 import os
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from loramux_client import terminal
+from loramux_client.settings import read_settings
 from loramux_train import presets as preset_text
 from loramux_train import settings_table
 from loramux_train.config import fields
 from loramux_train.errors import BadSetting, TrainError
+from loramux_train.output.destination import Destination
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
+Yes = Parameter(negative="")
 Words = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 
 
@@ -33,11 +37,17 @@ train = App(name="loramux train", help="Train an adapter.", help_format="plainte
 @train.command(help_epilogue=_settings_help())
 def run(
     *words: Words,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Yes] = False,
     resume: str | None = None,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    changed_data: Annotated[bool, Yes] = False,
+    push: str | None = None,
+    server: str | None = None,
+    store: Path | None = None,
+    quiet: Annotated[bool, Yes] = False,
 ) -> int:
-    """Train an adapter by the settings of CONFIG.toml, of flags, or of both.
+    """Train an adapter on folders of pictures, by the settings of CONFIG.toml, of flags, or of both.
+
+    Exit status: 0 done, 1 it could not be done, 2 misused, 130 stopped by a signal.
 
     Parameters
     ----------
@@ -45,15 +55,46 @@ def run(
         Print the plan and stop.
     resume
         Go on from a checkpoint: its file, or `latest`.
+    changed_data
+        Go on although pictures, captions or data settings are other ones than the checkpoint's.
+    push
+        Put the adapter on the shelf under this name, and print NAME@VERSION.
+    server
+        HOST:PORT of the server whose shelf it is. Default: LORAMUX_SERVER, else 127.0.0.1:50051.
+    store
+        Folder of a store, instead of a server.
     quiet
-        No plan and no progress bar.
+        No plan and no progress bars.
     """
     try:
-        file, flags = _split(words)
-        return _run(file, flags, dry_run, resume, quiet)
+        to = _destination(push, server, store)
+        return _run(*_split(words), dry_run, resume, changed_data, to, quiet)
     except BadSetting as error:
         return _told(error, MISUSED)
-    except TrainError as error:
+    except (TrainError, OSError) as error:
+        return _told(error, FAILED)
+    except KeyboardInterrupt:
+        return _told(Exception("stopped between two steps; go on with --resume latest, if there is a checkpoint"), 130)
+
+
+@train.command(help_epilogue=_settings_help())
+def check(*words: Words, json: Annotated[bool, Yes] = False, sheet: Path | None = None) -> int:
+    """Say what a run would be trained on, and whether it would start. It takes what `run` takes.
+
+    Exit status: 0 a run would start, 1 it could not be said, 2 misused, 3 a run would be refused.
+
+    Parameters
+    ----------
+    json
+        Print JSON.
+    sheet
+        Write a picture of every picture as it is trained on.
+    """
+    try:
+        return _check(*_split(words), json, sheet)
+    except BadSetting as error:
+        return _told(error, MISUSED)
+    except (TrainError, OSError) as error:
         return _told(error, FAILED)
 
 
@@ -71,45 +112,83 @@ def settings() -> int:
     return 0
 
 
-train.command("loramux_train.data.check_command:check", name="check")
-
-
 def _split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    if words and not words[0].startswith("-"):
-        return Path(words[0]), list(words[1:])
-    return None, list(words)
+    """A settings file and folders of pictures, whichever are given, and what follows as flags."""
+    count = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+    places, flags = words[:count], list(words[count:])
+    files = [place for place in places if place.endswith(".toml")]
+    folders = [place for place in places if not place.endswith(".toml")]
+    if len(files) > 1:
+        raise BadSetting(f"{len(files)} settings files, {', '.join(files)}; expected one")
+    if folders:
+        flags = ["--data.folders", dumps(folders, ensure_ascii=False), *flags]
+    return (Path(files[0]) if files else None), flags
 
 
-def _run(file: Path | None, flags: list[str], dry_run: bool, resume: str | None, quiet: bool) -> int:
+def _destination(push: str | None, server: str | None, store: Path | None) -> Destination | None:
+    if push is None:
+        if server is not None or store is not None:
+            raise BadSetting(f"{'--server' if store is None else '--store'} says where to push; expected --push NAME")
+        return None
+    if server is not None and store is not None:
+        raise BadSetting("--server and --store: expected one of them")
+    known = read_settings()
+    return Destination(push, (server or known.server) if store is None else None, store, known.who)
+
+
+def _check(file: Path | None, flags: list[str], json: bool, sheet: Path | None) -> int:
+    _quiet_libraries()
+    from loramux_train import base, config
+    from loramux_train.data.telling import tell
+    from loramux_train.data_source import tokens_of
+
+    made = config.read(file, flags, base.native_resolution)
+    return tell(made.data, tokens_of(base.outline_of(base.find(made.base.path))), json=json, sheet=sheet)
+
+
+def _run(
+    file: Path | None,
+    flags: list[str],
+    dry_run: bool,
+    resume: str | None,
+    changed_data: bool,
+    to: Destination | None,
+    quiet: bool,
+) -> int:
     # Where other processes take their share of the cores, threads that wait by spinning use up their own. libgomp reads
     # this when torch is imported.
     os.putenv("OMP_WAIT_POLICY", "PASSIVE")
-    from transformers.utils.logging import disable_progress_bar
-
+    _quiet_libraries()
     from loramux_train import base, config, session
-    from loramux_train.data.notes import DataError
-    from loramux_train.data_source import open_folders
-    from loramux_train.watchers import Bar, JsonLog, TensorBoard
+    from loramux_train.outlook import outlook_of
+    from loramux_train.output.push import check_push
+    from loramux_train.telling import Telling, opened
+    from loramux_train.watchers import Bar, TensorBoard
 
-    disable_progress_bar()
     made = config.read(file, flags, base.native_resolution)
-    _, plan = session.plan_of(made)
+    plan = outlook_of(made).plan
     if not quiet or dry_run:
         print(plan.text())
+    if to is not None and (warning := check_push(to, made.output.form, len({layer.part for layer in plan.layers}))):
+        terminal.complain(f"loramux: warning: {warning}")
     if dry_run:
         return 0
-    watchers = [JsonLog(made.output.folder / "log.jsonl")]
-    watchers += [] if quiet else [Bar()]
+    watchers = [] if quiet else [Bar()]
     watchers += [TensorBoard(made.output.folder / "tensorboard")] if made.output.tensorboard else []
     start = resume if resume in (None, "latest") else Path(resume)
     try:
-        path = session.run(made, open_folders, start, watchers)
-    except DataError as error:
-        return _told(error, FAILED)
+        session.run(made, opened(quiet), start, [*watchers, Telling(to)], changed_data)
     except session.Stopped as stopped:
         return _told(stopped, INTERRUPTED)
-    print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
+
+
+def _quiet_libraries() -> None:
+    """What they print while they load models is no news of the run."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _told(error: Exception, status: int) -> int:

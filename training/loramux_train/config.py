@@ -16,6 +16,7 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from loramux_train.about_settings import AboutSettings
 from loramux_train.adapter_settings import AdapterSettings
 from loramux_train.base_settings import BUILTIN, BaseSettings
 from loramux_train.data_settings import DataSettings
@@ -25,6 +26,7 @@ from loramux_train.optimiser_settings import OptimiserSettings
 from loramux_train.output_settings import OutputSettings
 from loramux_train.recipe import Recipe
 from loramux_train.run_settings import RunSettings
+from loramux_train.samples_settings import SamplesSettings
 from loramux_train.section import Section
 from loramux_train.target_settings import TargetSettings
 
@@ -42,7 +44,9 @@ class Config(Section):
     optimiser: OptimiserSettings = OptimiserSettings()
     loss: LossSettings = LossSettings()
     run: RunSettings = RunSettings()
+    samples: SamplesSettings = SamplesSettings()
     output: OutputSettings = OutputSettings()
+    about: AboutSettings = AboutSettings()
 
     @property
     def recipe(self) -> Recipe:
@@ -201,19 +205,21 @@ def _lines(faults: Iterable[Any]) -> list[str]:
         several = whole is not None and not place[len(whole.split("."))].isdigit()
         name = whole if whole is not None and several else ".".join(place)
         lines.setdefault(name, []).append(_fault(name, fault))
-    return [f"{name} {' or '.join(dict.fromkeys(said))}" for name, said in lines.items()]
+    return [f"{name}{' or'.join(dict.fromkeys(said))}" for name, said in lines.items()]
 
 
 def _fault(name: str, fault: Any) -> str:
+    """What follows the name."""
     if fault["type"] == "extra_forbidden":
         *sections, key = name.split(".")
         keys = _keys([section for section in sections if not section.isdigit()])
         near = get_close_matches(key, keys, 1, 0.4)
         hint = f"did you mean {'.'.join([*sections, near[0]])}?" if near else f"known: {', '.join(keys)}"
-        return f"is no setting; {hint}"
+        return f" is no setting; {hint}"
     if fault["type"] == "missing":
-        return "is missing"
-    return f"is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+        return " is missing"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f": {said}" if isinstance(fault["input"], dict) else f" is {fault['input']!r}: {said}"
 
 
 def _keys(sections: Sequence[str]) -> list[str]:

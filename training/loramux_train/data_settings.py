@@ -99,8 +99,12 @@ class DataSettings(BaseModel):
     )
     unmasked_weight: float = Field(default=0.1, ge=0, le=1, description="Weight of the loss where a mask is black.")
     batch_size: int = Field(default=4, ge=1, description="Pictures of a batch; the last of a bucket may have fewer.")
-    validation_share: float = Field(
-        default=0.0, ge=0, le=0.5, description="Share of the pictures kept out of training, to measure the loss on."
+    validation_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=0.5,
+        description="Share of the pictures kept out of training, to measure the loss on; unset: a tenth of 40 or more, "
+        "else none.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of order, crops, flips, shuffling, dropout, validation.")
     skip_broken: bool = Field(default=False, description="Go on without pictures that cannot be read.")

@@ -7,7 +7,9 @@ TrainError
 |-- CannotResume      a checkpoint that is none, or of a run that differs
 |   `-- AlreadyFinished
 |-- Diverged          a loss or gradient that is not finite
-`-- NothingLearnt     factors that would change nothing
+|-- DataError         pictures that no run may start with (data.notes)
+|-- Unreadable        a picture that changed under the run (data.reading)
+`-- OutputError       what cannot be written or pushed (output.errors)
 """
 
 
@@ -37,7 +39,3 @@ class AlreadyFinished(CannotResume):
 
 class Diverged(TrainError):
     """A loss or a gradient is not finite."""
-
-
-class NothingLearnt(TrainError):
-    """Every factor B is zero after training: the adapter would change nothing."""

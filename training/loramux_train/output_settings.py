@@ -17,10 +17,11 @@ class OutputSettings(Section):
     name: str = Field(
         default="adapter",
         pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$",
-        description="The adapter is NAME.safetensors.",
+        description="The adapter is NAME.safetensors, in PEFT's form a folder NAME.",
     )
-    naming: Literal["kohya", "peft"] = Field(
-        default="kohya", description="kohya: for web interfaces and all others; peft: as diffusers writes."
+    form: Literal["kohya", "diffusers", "peft"] = Field(
+        default="kohya",
+        description="kohya: for web interfaces and all others; diffusers: one file; peft: a folder NAME.",
     )
     dtype: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="Numbers of the adapter's file.")
     which: Literal["last", "best"] = Field(

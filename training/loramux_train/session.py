@@ -1,4 +1,4 @@
-"""A whole run: from settings to an adapter's file.
+"""A whole run: from settings to an adapter's file and a report.
 
 Takes settings and what opens the data; gives the path of the adapter. It joins the pieces, decides when to validate,
 save and stop, and knows none of their insides.
@@ -9,39 +9,44 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 
-from loramux_train import base, checkpoint, plan
-from loramux_train.adapter import save_adapter
+from loramux_train import base, checkpoint
 from loramux_train.batch import Batches
 from loramux_train.best import Best
 from loramux_train.config import Config, as_values, to_toml
-from loramux_train.errors import AlreadyFinished, BadSetting, CannotResume, NothingLearnt
-from loramux_train.injection import inject, learnt
-from loramux_train.noise import Noise
-from loramux_train.optimisers import check_installed
-from loramux_train.outline import Outline
-from loramux_train.plan import Plan
-from loramux_train.snapshot import restore, take
+from loramux_train.data.opening import texts_folder
+from loramux_train.data_set import DataSet
+from loramux_train.errors import AlreadyFinished, BadSetting, CannotResume, TrainError
+from loramux_train.finishing import Finishing, adapter_file, is_finished, log_file
+from loramux_train.injection import inject
+from loramux_train.outlook import Outlook, outlook_of
+from loramux_train.output.atomic import write_whole
+from loramux_train.run_facts import about_of, facts_of
+from loramux_train.same_data import check_same_data
+from loramux_train.samples import Samples, drawing_of, parts_of
+from loramux_train.snapshot import Snapshot, restore, take
 from loramux_train.training import HeldOut, Training
-from loramux_train.watchers import Watcher
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from loramux_train.watchers import JsonLog, Watcher
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a run learns from and what it is measured on; held_out may be empty."""
+    """What a run learns from and what it is measured on; held_out may be empty. vae: the base's, where opening the data
+    took it."""
 
     batches: Batches
     held_out: HeldOut
+    told: DataSet
+    vae: Any = None
 
 
-OpenData = Callable[[Config, Outline, torch.device], Data]
+OpenData = Callable[[Config, Outlook, torch.device], Data]
 """Opens the data of a run for a base, whose VAE it encodes pictures with on the device."""
 
 Resume = Path | Literal["latest"] | None
@@ -51,55 +56,61 @@ class Stopped(Exception):
     """A run was asked to stop; its checkpoint is on disk."""
 
 
-def plan_of(config: Config) -> tuple[Outline, Plan]:
-    """What a run would do; no weights are read.
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a run goes on, and what the checkpoint says of its settings."""
 
-    Raises:
-        BadBase, BadSetting, PackageMissing: for what would stop it.
-    """
-    outline = base.outline_of(base.find(config.base.path))
-    Noise.of(outline.scheduler, config.base.prediction)
-    check_installed(config.optimiser.name)
-    parts = base.meta_parts(outline)
-    size = torch.finfo(DTYPES[_precision(config)]).bits // 8
-    return outline, plan.make(parts, config.targets, config.adapter, config.optimiser.name, size)
+    snapshot: Snapshot
+    then: dict[str, Any]
 
 
-def run(config: Config, open_data: OpenData, resume: Resume = None, watchers: Sequence[Watcher] = ()) -> Path:
-    """Train and write the adapter; its path.
+def run(
+    config: Config,
+    open_data: OpenData,
+    resume: Resume = None,
+    watchers: Sequence[Watcher] = (),
+    changed_data: bool = False,
+) -> Path:
+    """Train and write the adapter and the report; the adapter's path.
+
+    changed_data: go on although the data is another than the checkpoint's.
 
     Raises:
         TrainError: for what stops a run; its checkpoints stay, and no adapter is written.
         Stopped: when the process was told to stop.
+        OSError: as of the disk.
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    outline, planned = plan_of(config)
-    settings = _told(config, outline)
-    start = _start(config, resume, settings)
-    precision: Any = _precision(config)
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision, cpu=config.run.device == "cpu"
-    )
-    data = open_data(config, outline, accelerator.device)
+    outlook = outlook_of(config)
+    about_of(config)  # refused before anything slow
+    told = _told(config, outlook)
+    start = _start(config, resume, told)
+    mixed: Any = "no" if outlook.precision == "fp32" else outlook.precision
+    accelerator = Accelerator(mixed_precision=mixed, cpu=config.run.device == "cpu")
+    data = open_data(config, outlook, accelerator.device)
     _check_held_out(config, len(data.held_out))
-    frozen = base.load(outline, DTYPES[precision], accelerator.device)
-    injected = inject(frozen.parts(), planned, config.adapter, config.run.seed)
-    noise = Noise.of(outline.scheduler, config.base.prediction)
-    training = Training(frozen, injected, noise, data.batches, config.recipe, accelerator)
-    if config.data.cache is not None and not config.targets.text_encoder:
-        training.text.keep(config.data.cache / "text")
+    told |= {"data_set": {"fingerprint": data.told.fingerprint, "pictures": dict(data.told.pictures)}}
+    if start is not None:
+        told["started"] = start.then["started"]
+        if not changed_data:
+            check_same_data(start.then, told)
+    training = _training(config, outlook, data, accelerator)
     best = Best()
     if start is not None:
-        restore(training, best, start)
-    _write_settings(config)
-    _loop(config, training, data.held_out, best, settings, watchers)
-    return _finish(config, training, best)
-
-
-def adapter_file(config: Config) -> Path:
-    """Where the adapter goes."""
-    return config.output.folder / f"{config.output.name}.safetensors"
+        restore(training, best, start.snapshot)
+        if start.then["data_set"]["fingerprint"] != data.told.fingerprint:
+            best = Best()  # losses over other pictures say nothing of these
+    samples = _samples(config, outlook, training, data)
+    finishing = Finishing(config, outlook, data.told, facts_of(config, outlook, data.told, told), training, samples)
+    write_whole(config.output.folder / "train.toml", [to_toml(config).encode()])
+    watching = [JsonLog(log_file(config)), *watchers, *([] if samples is None else [samples])]
+    with _told_on_early_end(finishing):
+        _loop(config, training, data.held_out, best, told, watching)
+        end = finishing.finish(best)
+    for watcher in watching:
+        watcher.finished(end)
+    return end.saved.path
 
 
 def checkpoints(config: Config) -> Path:
@@ -107,24 +118,46 @@ def checkpoints(config: Config) -> Path:
     return config.output.folder / "checkpoints"
 
 
+def _training(config: Config, outlook: Outlook, data: Data, accelerator: Accelerator) -> Training:
+    frozen = base.load(outlook.outline, outlook.dtype, accelerator.device)
+    injected = inject(frozen.parts(), outlook.plan, config.adapter, config.run.seed)
+    training = Training(frozen, injected, outlook.noise, data.batches, config.recipe, accelerator)
+    texts = texts_folder(config.data)
+    if texts is not None and not config.targets.text_encoder:
+        training.text.keep(texts)
+    return training
+
+
+def _samples(config: Config, outlook: Outlook, training: Training, data: Data) -> Samples | None:
+    prompts = config.samples.prompts or data.told.prompts
+    if not config.samples.every or not prompts:
+        return None
+    vae = data.vae
+    if vae is None:
+        vae = base.load_vae(outlook.outline, torch.float32, torch.device("cpu"))
+    parts = parts_of(training.base, vae, outlook.noise)
+    drawing = drawing_of(config, training.base, prompts)
+    return Samples(config.output.folder / "samples.png", parts, drawing, config.samples.every)
+
+
 def _loop(
     config: Config,
     training: Training,
     held_out: HeldOut,
     best: Best,
-    settings: dict[str, Any],
+    told: dict[str, Any],
     watchers: Sequence[Watcher],
 ) -> None:
-    with _told_of_end(training, watchers), _until_told_to_stop() as told:
+    with _told_of_end(training, watchers), _until_told_to_stop() as asked:
         while not training.finished and not best.enough(config.run.patience):
             report = training.step()
             for watcher in watchers:
                 watcher.stepped(report)
             if len(held_out) and _due(training, config.run.validate_every):
                 _validate(training, held_out, best, watchers)
-            stopping = bool(told) and not training.finished
+            stopping = bool(asked) and not training.finished
             if _due(training, config.run.save_every) or stopping or best.enough(config.run.patience):
-                path = checkpoint.write(checkpoints(config), take(training, best), settings, config.run.keep)
+                path = checkpoint.write(checkpoints(config), take(training, best), told, config.run.keep)
                 for watcher in watchers:
                     watcher.saved(training.done, path)
             if stopping:
@@ -142,19 +175,8 @@ def _due(training: Training, each: int) -> bool:
     return training.done % each == 0 or training.finished
 
 
-def _finish(config: Config, training: Training, best: Best) -> Path:
-    values = best.values if config.output.which == "best" else training.values
-    if learnt(values) == 0.0:
-        raise NothingLearnt("every factor B is still zero: the adapter would change nothing, nothing was written; "
-                            "raise optimiser.rate or run.steps")  # fmt: skip
-    output, path = config.output, adapter_file(config)
-    about = {"ss_steps": str(best.step if output.which == "best" else training.done)}
-    save_adapter(path, training.injected.adapter(values), output.naming, about, DTYPES[output.dtype])
-    return path
-
-
-def _start(config: Config, resume: Resume, settings: dict[str, Any]) -> Any:
-    """The snapshot to go on from, or None for a run from the beginning."""
+def _start(config: Config, resume: Resume, told: dict[str, Any]) -> _Start | None:
+    """Where to go on, or None for a run from the beginning."""
     folder = checkpoints(config)
     here = checkpoint.every(folder)
     if resume is None:
@@ -165,26 +187,20 @@ def _start(config: Config, resume: Resume, settings: dict[str, Any]) -> Any:
     if resume == "latest" and not here:
         raise CannotResume(f"there are no checkpoints in {folder}; start without --resume")
     snapshot, then = checkpoint.read(here[-1] if resume == "latest" else resume)
-    checkpoint.check_same(then, settings)
+    checkpoint.check_same(then, told)
     steps, written = config.run.steps, adapter_file(config)
-    if snapshot.step > steps or (snapshot.step == steps and written.exists()):
-        raise AlreadyFinished(f"already at step {snapshot.step} of {steps}; raise run.steps to go on ({written})")
-    return snapshot
+    early = config.run.patience is not None and snapshot.numbers["best"]["since"] >= config.run.patience
+    if snapshot.step > steps or ((snapshot.step == steps or early) and is_finished(config, snapshot.step)):
+        ended = f", where run.patience ended it; raise that or set it to go on ({written})"
+        last = f"; raise run.steps to go on ({written})"
+        raise AlreadyFinished(f"already at step {snapshot.step} of {steps}{ended if early else last}")
+    return _Start(snapshot, then)
 
 
-def _told(config: Config, outline: Outline) -> dict[str, Any]:
-    """The settings as checkpoints hold them: a base is what it is, wherever it lies."""
-    values = as_values(config)
-    prediction = Noise.of(outline.scheduler, config.base.prediction).prediction
-    return values | {"base": {"sha256": base.digest(outline), "prediction": prediction}}
-
-
-def _write_settings(config: Config) -> None:
-    file = config.output.folder / "train.toml"
-    partial = file.with_name("train.toml.part")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(to_toml(config))
-    partial.replace(file)
+def _told(config: Config, outlook: Outlook) -> dict[str, Any]:
+    """What checkpoints say of a run: its settings, where a base is what it is, wherever it lies, and when it began."""
+    known = {"sha256": base.digest(outlook.outline), "prediction": outlook.noise.prediction}
+    return as_values(config) | {"base": known, "started": datetime.now(UTC).isoformat()}
 
 
 def _check_held_out(config: Config, count: int) -> None:
@@ -198,13 +214,14 @@ def _check_held_out(config: Config, count: int) -> None:
         )
 
 
-def _precision(config: Config) -> str:
-    cuda = torch.cuda.is_available() and config.run.device == "auto"
-    if config.run.precision == "auto":
-        return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    if config.run.precision == "fp16" and not cuda:
-        raise BadSetting("run.precision is fp16, which needs a CUDA device; expected fp32 or bf16")
-    return config.run.precision
+@contextmanager
+def _told_on_early_end(finishing: Finishing) -> Generator[None]:
+    """What ends the loop before its last step is told in the report."""
+    try:
+        yield
+    except (TrainError, Stopped) as early:
+        finishing.tell(str(early))
+        raise
 
 
 @contextmanager

@@ -6,13 +6,27 @@ watchers too.
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from loramux_store.layout import Layout
 from loramux_train.errors import PackageMissing
+from loramux_train.output.adapter_file import Saved
+from loramux_train.output.atomic import write_whole
 from loramux_train.training import Report, Training
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A run that is done. warnings: those of the report."""
+
+    saved: Saved
+    layout: Layout
+    report: Path
+    warnings: tuple[str, ...]
 
 
 class Watcher:
@@ -31,7 +45,10 @@ class Watcher:
         """After a checkpoint is on disk."""
 
     def ended(self) -> None:
-        """At the end, also when an error ended the run."""
+        """After the last step, also when an error ended the run."""
+
+    def finished(self, end: End) -> None:
+        """After the adapter and the report are on disk."""
 
 
 class Bar(Watcher):
@@ -67,7 +84,7 @@ class JsonLog(Watcher):
 
     def started(self, training: Training) -> None:
         kept = [line for line in _lines(self._path) if _step(line) <= training.done]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        write_whole(self._path, ["".join(f"{line}\n" for line in kept).encode()])
         self._file = self._path.open("a")
 
     def stepped(self, report: Report) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from loramux_train.data.batches import Scaling, crop_of_use, is_mirrored
 from loramux_train.data.latent_cache import encoder_of, module_digest
 from loramux_train.data.notes import DataError
-from loramux_train.data.opening import Vae, open_data, open_texts
+from loramux_train.data.opening import Vae, open_data, texts_folder
 from loramux_train.data.pixels import trained
 
 BUILTIN = Path(__file__).parents[3] / "server/loramux_server/builtin"
@@ -36,19 +36,19 @@ def test_class_pictures_are_drawn_and_used(tmp_path: Path) -> None:
     for name in "ab":
         picture(tmp_path / "own" / f"{name}.png", caption="sks cat")
     chosen = settings(tmp_path / "own", prior=_prior(tmp_path), cache=str(tmp_path / "cache"), validation_share=0.5)
-    data = open_data(chosen, VAE, _draw)
+    data = open_data(chosen, lambda: VAE, _draw)
     assert len(list((tmp_path / "class").glob("*.png"))) == 3
     captions = {caption for position in range(4) for caption in data.batches.batch(position).captions}
     assert captions == {"sks cat", "a cat"}
     assert len(data.validation) == 1
     assert list((tmp_path / "cache" / "latents").rglob("*.safetensors"))
-    open_data(chosen, VAE, _refuse)
+    open_data(chosen, lambda: VAE, _refuse)
 
 
 def test_nothing_is_drawn_for_a_run_that_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "own" / "a.png")
     with pytest.raises(DataError, match="no caption"):
-        open_data(settings(tmp_path / "own", prior=_prior(tmp_path)), VAE, _refuse)
+        open_data(settings(tmp_path / "own", prior=_prior(tmp_path)), lambda: VAE, _refuse)
     assert not (tmp_path / "class").exists()
 
 
@@ -56,14 +56,14 @@ def test_class_pictures_that_nobody_draws(tmp_path: Path) -> None:
     picture(tmp_path / "own" / "a.png", caption="sks cat")
     (tmp_path / "class").mkdir()
     with pytest.raises(DataError, match="class pictures are missing: draw them before"):
-        open_data(settings(tmp_path / "own", prior=_prior(tmp_path)), VAE)
+        open_data(settings(tmp_path / "own", prior=_prior(tmp_path)), lambda: VAE)
 
 
-def test_texts_are_kept_beside_latents(tmp_path: Path) -> None:
+def test_texts_are_kept_beside_latents_unless_each_use_has_others(tmp_path: Path) -> None:
     chosen = settings(tmp_path, cache=str(tmp_path / "cache"))
-    open_texts(chosen, "encoder", lambda captions: {"hidden": torch.zeros(len(captions), 2)}).embed(["a"])
-    assert len(list((tmp_path / "cache" / "texts").rglob("*.safetensors"))) == 1
-    assert open_texts(chosen.model_copy(update={"shuffle": True}), "encoder", lambda captions: {}).folder is None
+    assert texts_folder(chosen) == tmp_path / "cache" / "texts"
+    assert texts_folder(chosen.model_copy(update={"shuffle": True})) is None
+    assert texts_folder(settings(tmp_path)) is None
 
 
 def test_the_fingerprint_changes_with_what_batches_depend_on_alone(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_built_in_base_sees_the_pictures_themselves(tmp_path: Path) -> None:
             tile.resize((256, 256), Image.Resampling.LANCZOS).save(tmp_path / f"{number}.png")
             (tmp_path / f"{number}.txt").write_text("a picture")
     scaling = Scaling(vae.config["scaling_factor"])
-    data = open_data(settings(tmp_path, flip=True), Vae(encoder_of(vae), module_digest(vae), scaling))
+    data = open_data(settings(tmp_path, flip=True), lambda: Vae(encoder_of(vae), module_digest(vae), scaling))
     latents = data.batches.batch(0).latents
     assert latents.std().item() == pytest.approx(1.0, abs=0.3)
     with torch.no_grad():

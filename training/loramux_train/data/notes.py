@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from loramux_train.errors import TrainError
+
 Weight = Literal["error", "warning", "info"]
 
 SHOWN = 5  # names a line shows before it counts the rest
@@ -30,7 +32,7 @@ class Note:
         return f"{self.text}: {names}" + (f" and {rest} more" if rest > 0 else "")
 
 
-class DataError(Exception):
+class DataError(TrainError):
     """Training data that no run may start with. `notes` are its reasons, all of them."""
 
     def __init__(self, notes: tuple[Note, ...]) -> None:

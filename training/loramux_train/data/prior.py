@@ -18,7 +18,12 @@ Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 """n prompts and n seeds to n pictures; the same seed draws the same picture."""
 
 
-def draw_missing(settings: DataSettings, draw: Draw, at_once: int = 4) -> list[Path]:
+Progress = Callable[[int, int], None]  # pictures drawn, pictures to draw
+
+
+def draw_missing(
+    settings: DataSettings, draw: Draw, progress: Progress = lambda done, of: None, at_once: int = 4
+) -> list[Path]:
     """Draw until there are `prior.count` class pictures; their paths. Picture i has the seed `settings.seed` + i."""
     prior = settings.prior
     if prior is None or prior.count == 0:
@@ -38,6 +43,7 @@ def draw_missing(settings: DataSettings, draw: Draw, at_once: int = 4) -> list[P
             raise ValueError(f"{len(pictures)} class pictures drawn, expected {len(paths)}")
         for path, picture in zip(paths, pictures, strict=True):
             _write(path, picture)
+        progress(start + len(paths), len(missing))
     return missing
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
+from loramux_train.errors import TrainError
+
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 UNREAD_ENDINGS = frozenset({".heic", ".heif", ".jxl", ".psd", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".exr"})
 
@@ -35,7 +37,7 @@ _UPRIGHT = {
 _SRGB = ImageCms.createProfile("sRGB")
 
 
-class Unreadable(Exception):
+class Unreadable(TrainError):
     """A file no picture can be had from; the text is the reason."""
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a run's output, as one tree.
+"""What can go wrong with a run's output, as one branch of TrainError.
 
     OutputError
     ├── Unsayable        a form cannot say what was trained, or not where it goes
@@ -9,11 +9,13 @@
 Takes what went wrong; gives an exception whose text tells the user what to change.
 """
 
+from loramux_train.errors import TrainError
+
 __all__ = ["BadLog", "NothingLearnt", "OutputError", "PushFailed", "Unsayable"]
 
 
-class OutputError(Exception):
-    """Root of the tree."""
+class OutputError(TrainError):
+    """Root of the branch."""
 
 
 class Unsayable(OutputError):

@@ -17,6 +17,7 @@ from loramux_store.errors import InvalidArgument, StoreError
 from loramux_store.layout import KNOWN_NAMES
 from loramux_store.names import check_name
 from loramux_train.output.adapter_file import Form, Saved
+from loramux_train.output.destination import Destination
 from loramux_train.output.errors import PushFailed, Unsayable
 
 __all__ = ["Destination", "Pushed", "Telling", "check_push", "push"]
@@ -25,21 +26,6 @@ Telling = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all), from another thread."""
 
 _HEALTH_TIMEOUT = 5.0  # seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """name: on the shelf. server: HOST:PORT, or store: a folder; one of them. who: told to the audit log."""
-
-    name: str
-    server: str | None = None
-    store: Path | None = None
-    who: str | None = None
-
-    @property
-    def where(self) -> str:
-        """In words."""
-        return f"the server at {self.server}" if self.server is not None else f"the store {self.store}"
 
 
 @dataclass(frozen=True, slots=True)

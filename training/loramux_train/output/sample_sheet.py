@@ -15,11 +15,12 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from loramux_train.output.atomic import write_whole
 
-__all__ = ["Row", "SampleSheet"]
+__all__ = ["Row", "SampleSheet", "shown"]
 
 _KEY = "loramux.samples"
 _GAP = 4  # pixels between pictures
 _LARGEST = 512  # pixels: larger pictures are shown smaller
+_MOST_SHOWN = 24  # rows of a report
 _PAPER, _INK = "white", "#222222"
 
 
@@ -50,13 +51,21 @@ class SampleSheet:
         """
         if len(images) != len(self.labels):
             raise ValueError(f"step {step}: got {len(images)} pictures, expected {len(self.labels)}, one a column")
-        shown = tuple(_shown(image) for image in images)
-        kept = tuple(row for row in self.rows if row.step < step)
-        sizes = {image.size for row in (*kept[:1], Row(step, shown)) for image in row.images}
+        row = Row(step, tuple(shown(image) for image in images))
+        kept = tuple(earlier for earlier in self.rows if earlier.step < step)
+        sizes = {image.size for each in (*kept[:1], row) for image in each.images}
         if len(sizes) > 1:
             raise ValueError(f"step {step}: pictures of one size expected, got {sorted(sizes)}")
-        self.rows = (*kept, Row(step, shown))
+        self.rows = (*kept, row)
         self._write()
+
+    def image(self) -> Image.Image | None:
+        """For a report: the first row and the last and some between; None before there are any."""
+        if not self.rows:
+            return None
+        count, most = len(self.rows), min(len(self.rows), _MOST_SHOWN)
+        chosen = [round(at * (count - 1) / max(1, most - 1)) for at in range(most)]
+        return _draw([self.rows[at] for at in chosen], self.labels)
 
     def _write(self) -> None:
         sheet = _draw(self.rows, self.labels)
@@ -69,7 +78,8 @@ class SampleSheet:
         write_whole(self.path, [file.getbuffer()])
 
 
-def _shown(image: Image.Image) -> Image.Image:
+def shown(image: Image.Image) -> Image.Image:
+    """As it stands in a sheet."""
     copy = image.convert("RGB")
     copy.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
     return copy

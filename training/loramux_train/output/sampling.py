@@ -6,7 +6,7 @@ no trace in the training: modes, devices and every random generator are afterwar
 
 import gc
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,24 @@ def without_adapter(models: Sequence[nn.Module]) -> Generator[None]:
 
 def _draw(pipeline: Any, parts: BaseParts, settings: SampleSettings, at: int) -> Image.Image:
     generator = torch.Generator("cpu").manual_seed(settings.seed + at)
-    latents: Tensor = pipeline(
-        settings.prompts[at],
-        negative_prompt=settings.negative or None,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        width=settings.width,
-        height=settings.height,
-        generator=generator,
-        output_type="latent",
-    ).images
+    with _numbers_of(parts.unet):
+        latents: Tensor = pipeline(
+            settings.prompts[at],
+            negative_prompt=settings.negative or None,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            width=settings.width,
+            height=settings.height,
+            generator=generator,
+            output_type="latent",
+        ).images
     return _decoded(parts.vae, latents)
+
+
+def _numbers_of(unet: UNet2DConditionModel) -> AbstractContextManager[object]:
+    """Factors are fp32 in a base of 16 bits, which autocast brings together."""
+    dtype = unet.conv_in.weight.dtype
+    return nullcontext() if dtype == torch.float32 else torch.autocast(unet.device.type, dtype)
 
 
 def _decoded(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
