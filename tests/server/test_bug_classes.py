@@ -1,6 +1,5 @@
 """What users of other servers report, tried here; and the page that says where each is tried."""
 
-import ast
 import gc
 import re
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from named_tests import missing, runs
 from safetensors.torch import save_file
 from wire import WireServer, distance, request
 
@@ -202,26 +202,7 @@ def test_every_class_of_bugs_is_on_the_page_with_tests_that_run() -> None:
     for name, seen, why, tests in rows:
         assert len(why) > 40 and re.search(r"[\w./-]+#\d+", seen), name
         assert re.findall(r"`tests/[\w/]+\.py::test_\w+`", tests), f"{name} names no test"
-    named: list[tuple[str, str]] = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE.read_text())
-    assert [f"{file}::{test}" for file, test in named if not runs(ROOT / file, test)] == []
-
-
-def runs(file: Path, test: str) -> bool:
-    """Whether the file has such a test and no mark that keeps it out of the short form."""
-    if not (file.is_file() and file.name.startswith("test_") and test.startswith("test_")):
-        return False
-    module = ast.parse(file.read_text())
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [node for node in module.body if isinstance(node, functions) and node.name == test]
-    marks = [
-        ast.unparse(node.value)
-        for node in module.body
-        if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)
-    ]
-    marks += [
-        ast.unparse(mark) for node in found for mark in node.decorator_list if "parametrize" not in ast.unparse(mark)
-    ]
-    return len(found) == 1 and not re.search(r"mark\.(long|gpu|skip|skipif|xfail)\b", " ".join(marks))
+    assert missing(PAGE.read_text(), ROOT) == []
 
 
 def test_marks_that_keep_a_test_out_are_seen(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ _SCHEDULER = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
 }
 _VAE = {
     "_class_name": "AutoencoderKL",
@@ -104,6 +107,7 @@ def write_base(folder: Path, prediction: str = "epsilon", two: bool = False) -> 
         part.save_pretrained(folder / name, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2")[: len(made.text_encoders)]:
         shutil.copytree(TOKENIZER, folder / name)
+    (folder / "model_index.json").write_text("{}")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(made.outline.scheduler))
     return folder

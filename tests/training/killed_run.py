@@ -20,7 +20,8 @@ def settings(base: Path, pictures: Path, out: Path, steps: int) -> config.Config
         "adapter": {"ema": 0.9, "dropout": 0.2, "rank_dropout": 0.1},
         "targets": {"modules": "locon", "text_encoder": True},
         "optimiser": {"rate": 1e-2, "schedule": "cosine", "text_encoder_stop": 9},
-        "run": {"steps": steps, "threads": 1, "save_every": 2, "keep": 2, "validate_every": 3, "accumulation": 2, "device": "cpu"},
+        "run": {"steps": steps, "threads": 1, "save_every": 2, "keep": 2, "validate_every": 3, "accumulation": 2,
+                "device": "cpu"},
         "samples": {"every": 3, "steps": 2},
         "output": {"folder": str(out), "dtype": "fp32", "which": "best"},
     }))  # fmt: skip

@@ -1,25 +1,20 @@
 """Trained adapters get on a shelf: of a server that draws with them, or of a store's folder."""
 
-import asyncio
 import io
 import socket
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from served import served
 from trained_factors import PROGRESS, facts, trained
 from transformers import CLIPTextModel
 
 from loramux_client import Client
-from loramux_server.app import App, Ready
-from loramux_server.settings import Settings
 from loramux_store import Layout, ModuleSpec, Store, known_layout
 from loramux_train.output.adapter_file import Form, Saved, save_adapter
 from loramux_train.output.base_layout import layout_of
@@ -38,19 +33,8 @@ def layout() -> Layout:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address."""
-    threads = torch.get_num_threads()
-    store = tmp_path_factory.mktemp("server") / "store"
-    values = {"store": store, "device": "cpu", "threads": 1, "pool_bytes": 64 << 20, "port": 0, "metrics_port": 0}
-    app, stop, ready = App(Settings.model_validate(values)), asyncio.Event(), Future[Ready]()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(app.run(ready.set_result, stop)))
-    thread.start()
-    at = ready.result(60)
-    yield f"{at.host}:{at.grpc_port}"
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(60)
-    loop.close()
-    torch.set_num_threads(threads)
+    with served(tmp_path_factory.mktemp("server") / "store") as address:
+        yield address
 
 
 def save(layout: Layout, target: Path, form: Form = "kohya", ends: str = "attn2.to_k") -> Saved:

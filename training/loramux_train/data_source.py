@@ -85,8 +85,9 @@ class _Source:
 
     def forget_base(self) -> None:
         """The training reads its own."""
-        self._base = None
-        gc.collect()
+        if self._base is not None:
+            self._base = None
+            gc.collect()
 
 
 @contextmanager

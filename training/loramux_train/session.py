@@ -226,12 +226,14 @@ def _told_on_early_end(finishing: Finishing) -> Generator[None]:
 
 @contextmanager
 def _told_of_end(training: Training, watchers: Sequence[Watcher]) -> Generator[None]:
-    for watcher in watchers:
-        watcher.started(training)
+    begun: list[Watcher] = []
     try:
+        for watcher in watchers:
+            watcher.started(training)
+            begun.append(watcher)
         yield
     finally:
-        for watcher in watchers:
+        for watcher in begun:
             watcher.ended()
 
 

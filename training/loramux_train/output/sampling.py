@@ -135,5 +135,6 @@ def _restore(modes: list[tuple[nn.Module, bool]], homes: list[tuple[nn.Module, t
         module.training = training
     for model, device in homes:
         model.to(device)
-    gc.collect()
-    torch.cuda.empty_cache()  # nothing where there is no card
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
