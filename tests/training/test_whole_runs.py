@@ -28,6 +28,7 @@ from loramux_store import Store
 from loramux_train import base as bases
 from loramux_train import base_file, checkpoint
 from loramux_train.cli import train
+from loramux_train.data.batches import FolderBatches
 from loramux_train.data.validation import validation_contents
 from loramux_train.data_settings import DataSettings
 from loramux_train.output.sample_sheet import SampleSheet
@@ -249,10 +250,41 @@ def test_a_signal_ends_the_run_after_its_step_with_a_report(
     assert len(told["samples"]) == 4 and not (out / "adapter.safetensors").exists()
     take_back()
     assert run("run", pictures, *flags(base, out), "--resume", "latest") == 0
+    assert report(out)["run"]["started"] == told["run"]["started"]
     one, other = (load_file(folder / "adapter.safetensors") for folder in (whole, out))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert run("run", pictures, *flags(base, out), "--resume", "latest") == 1
     assert "already at step 4 of 4; raise run.steps" in capsys.readouterr().err
+
+
+def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(
+    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FolderBatches, "fill", lambda _: os.kill(os.getpid(), signal.SIGINT) or iter(()))
+    assert run("run", pictures, *flags(base, tmp_path / "out")) == 130
+    assert "loramux: stopped" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dora", ["false", "true"])
+def test_a_finished_run_writes_another_form_and_its_samples_anew(
+    dora: str, base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Without a further step. The base's pictures are those that were drawn before the first one."""
+    out = tmp_path / "out"
+    assert run("run", pictures, *flags(base, out, **{"adapter.dora": dora})) == 0
+    first = report(out)["samples"]
+    (out / "samples.png").unlink()
+    more = {"adapter.dora": dora, "output.form": "peft"}
+    assert run("run", pictures, *flags(base, out, **more), "--resume", "latest") == 0
+    assert (out / "adapter/unet/adapter_model.safetensors").is_file() and len(losses(out)) == 4
+    for one, other in zip(first, report(out)["samples"], strict=True):
+        assert one["difference"] > 0.5 and other["difference"] == pytest.approx(one["difference"], abs=0.02)
+    wider = {**more, "output.form": "diffusers", "samples.width": 32}
+    (out / "adapter.safetensors").unlink()
+    assert run("run", pictures, *flags(base, out, **wider), "--resume", "latest") == 0
+    with Image.open(out / "samples.png") as sheet:
+        assert sheet.width > 4 * 32
 
 
 def test_changed_data_is_refused_by_name_unless_it_is_allowed(

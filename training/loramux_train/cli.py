@@ -74,7 +74,7 @@ def run(
     except (TrainError, OSError) as error:
         return _told(error, FAILED)
     except KeyboardInterrupt:
-        return _told(Exception("stopped between two steps; go on with --resume latest, if there is a checkpoint"), 130)
+        return _told(Exception("stopped; where there is a checkpoint, --resume latest goes on"), INTERRUPTED)
 
 
 @train.command(help_epilogue=_settings_help())

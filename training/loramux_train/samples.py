@@ -54,7 +54,8 @@ class Samples(Watcher):
     """Draws before the first step, every `every` steps and after the last."""
 
     def __init__(self, path: Path, parts: BaseParts, settings: SampleSettings, every: int) -> None:
-        self.sheet = SampleSheet(path, settings.prompts)
+        size = shown(Image.new("RGB", (settings.width, settings.height))).size
+        self.sheet = SampleSheet(path, settings.prompts, size)
         self._parts, self._settings, self._every = parts, settings, every
 
     def started(self, training: Training) -> None:
@@ -84,12 +85,18 @@ class Samples(Watcher):
                 after = self._draw()
         if 0 in rows:
             return self._pairs(rows[0], after)
-        with without_adapter(self._parts.models()):
-            return self._pairs(self._draw(), after)
+        return self._pairs(self._of_the_base(), after)
 
     def _add(self, step: int) -> None:
         with holding(self._training.injected.parameters, self._training.values):
             self.sheet.add(step, self._draw())
+
+    def _of_the_base(self) -> tuple[Image.Image, ...]:
+        """Layers that are PEFT's own are switched off, which DoRA's need; of all others B is zero."""
+        factors = self._training.injected.parameters
+        none = {name: torch.zeros_like(value) if name.endswith(".B") else value for name, value in factors.items()}
+        with holding(factors, none), without_adapter(self._parts.models()):
+            return self._draw()
 
     def _draw(self) -> tuple[Image.Image, ...]:
         return tuple(map(shown, draw_samples(self._parts, self._settings)))

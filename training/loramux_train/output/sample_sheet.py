@@ -33,15 +33,17 @@ class Row:
 
 
 class SampleSheet:
-    """The sheet of a run at `path`; labels: of the columns, such as the prompts.
+    """The sheet of a run at `path`; labels: of the columns, such as the prompts; size: (width, height) of its pictures
+    as shown, None for those there are.
 
-    An earlier sheet at that path is gone on with where its columns are the same, else begun anew.
+    An earlier sheet at that path is gone on with where its columns and sizes are the same, else begun anew.
     """
 
-    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+    def __init__(self, path: Path, labels: Sequence[str], size: tuple[int, int] | None = None) -> None:
         self.path = path
         self.labels = tuple(labels)
-        self.rows = _read(path, self.labels)
+        found = _read(path, self.labels)
+        self.rows = found if size is None or all(row.images[0].size == size for row in found[:1]) else ()
 
     def add(self, step: int, images: Sequence[Image.Image]) -> None:
         """Add a row and write the sheet; rows of this step and later ones, of a part of the run that is done again, go.
