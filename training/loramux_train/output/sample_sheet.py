@@ -43,7 +43,9 @@ class SampleSheet:
         self.path = path
         self.labels = tuple(labels)
         found = _read(path, self.labels)
-        self.rows = found if size is None or all(row.images[0].size == size for row in found[:1]) else ()
+        self.rows: tuple[Row, ...] = (
+            found if size is None or all(row.images[0].size == size for row in found[:1]) else ()
+        )
 
     def add(self, step: int, images: Sequence[Image.Image]) -> None:
         """Add a row and write the sheet; rows of this step and later ones, of a part of the run that is done again, go.
