@@ -86,7 +86,7 @@ def _report(out: Path) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_a_killed_run_leaves_what_an_unbroken_one_leaves(places: tuple[str, str], tmp_path: Path, kills: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert _start(places, whole).wait() == 0
