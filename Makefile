@@ -22,7 +22,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install -qq --constraint .venv/constraints.txt
 KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(INDEX)'; } | cksum | cut -d' ' -f1)
 INSTALLED := .venv/installed-$(KEY)
-BENCHMARKS := kernels overhead engine unet store scheduler tiers serve
+BENCHMARKS := kernels overhead engine unet store scheduler tiers serve train
 ARGS ?=
 
 .PHONY: help setup demo serve test test-full check format proto bench fuzz clean

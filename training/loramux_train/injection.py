@@ -19,6 +19,10 @@ from loramux_train.plan import Plan, Planned
 
 NAME = "default"
 
+_NARROW = 8
+"""Rank up to which a CPU is several times slower at the gradients of B and of the rank rows where the rows of these
+matrices lie one after another: 78 and 63 us against 15, at rank 4, 1024 tokens, 96 channels. At rank 16 all take 35."""
+
 
 @dataclass(frozen=True, slots=True)
 class Injected:
@@ -98,8 +102,15 @@ class _Linear(Linear):
         frozen = self.base_layer(x)
         a, b = self.lora_A[NAME], self.lora_B[NAME].weight
         assert isinstance(b, Tensor)
-        rows = a(self.lora_dropout[NAME](x.to(b.dtype))) * self.scaling[NAME]
-        return torch.addmm(frozen.flatten(0, -2), rows.flatten(0, -2), b.T).view_as(frozen)
+        rows = (a(self.lora_dropout[NAME](x.to(b.dtype))) * self.scaling[NAME]).flatten(0, -2)
+        if b.shape[1] <= _NARROW:
+            rows, b = _by_column(rows), _by_column(b)
+        return torch.addmm(frozen.flatten(0, -2), rows, b.T).view_as(frozen)
+
+
+def _by_column(matrix: Tensor) -> Tensor:
+    """The same numbers, those of a column next to each other in memory."""
+    return matrix.T.contiguous().T
 
 
 def _drop(wrapped: Any, settings: AdapterSettings) -> None:

@@ -1,15 +1,22 @@
 """The command `loramux bench`.
 
 Takes a name; runs that benchmark and prints its rows. The exit status is 0 whatever holds, and 2 where the machine
-lacks what is measured.
+lacks what is measured. What other packages bring is found by the entry points of the group `loramux.benchmarks`:
+functions that give (name, value, unit, bound) of each row.
 """
 
 import logging
 import os
 import sys
-from typing import Literal
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Literal
 
-Name = Literal["kernels", "overhead", "engine", "unet", "store", "scheduler", "tiers", "serve", "soak", "tune"]
+if TYPE_CHECKING:
+    from loramux_server.bench.harness import Row
+
+GROUP = "loramux.benchmarks"
+
+Name = Literal["kernels", "overhead", "engine", "unet", "store", "scheduler", "tiers", "serve", "train", "soak", "tune"]
 
 
 def bench(name: Name, *, json: bool = False) -> int:
@@ -24,10 +31,10 @@ def bench(name: Name, *, json: bool = False) -> int:
         diffusers with PEFT, and what lies between two forwards. unet: a UNet of Stable Diffusion 1.5's size with one
         adapter against the same without and with PEFT; takes 4 GB. store: publishing a file against hashing it; a page
         of a hundred thousand adapters, and opening a store of as many. scheduler: how long requests take over their
-        fair share, on a simulated device; also draws out/bench/scheduler.png. tiers: a
-        thousand adapters asked for with a Zipf tail where fifty fit on the device, and the gaps between ticks beside a
-        slow disk. serve: a server asked for one and a half times
-        what it can do, for three minutes. soak: thousands of requests that load,
+        fair share, on a simulated device; also draws out/bench/scheduler.png. tiers: a thousand adapters asked for with
+        a Zipf tail where fifty fit on the device, and the gaps between ticks beside a slow disk. serve: a server asked
+        for one and a half times what it can do, for three minutes. train: steps a second and memory of `loramux train`
+        against a plain loop of PEFT and diffusers. soak: thousands of requests that load,
         blend, evict and are cancelled, and whether anything is left behind; takes long. tune: which kernel is fastest
         for each layer on the NVIDIA card here; rewrites the kernels' dispatch table.
     json:
@@ -59,6 +66,8 @@ def bench(name: Name, *, json: bool = False) -> int:
             "loramux bench tune measures an NVIDIA card of compute capability 8.0 or newer: none here", file=sys.stderr
         )
         return 2
+    if name == "train":
+        return _from_elsewhere(name, json)
     logs.configure(logging.WARNING)  # standard output is for the rows
     modules = {
         "kernels": kernels,
@@ -73,4 +82,17 @@ def bench(name: Name, *, json: bool = False) -> int:
         "tune": tune,
     }
     harness.tell(name, modules[name].measure(), json)
+    return 0
+
+
+def _from_elsewhere(name: str, as_json: bool) -> int:
+    """A benchmark that another package brings."""
+    from loramux_server.bench import harness
+
+    found = tuple(entry_points(group=GROUP, name=name))
+    if not found:
+        print(f"loramux bench {name} measures what is not installed: pip install 'loramux[{name}]'", file=sys.stderr)
+        return 2
+    rows: list[Row] = [harness.Row(*measured) for measured in found[0].load()()]
+    harness.tell(name, rows, as_json)
     return 0
