@@ -9,9 +9,16 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from loramux_train.adapter import Adapter, Factors, Naming, load_adapter, save_adapter
+from loramux_store import InterpretOptions
+from loramux_store.layout import known_layouts
+from loramux_store.verdict import judge
+from loramux_train import base, plan
+from loramux_train.adapter_settings import AdapterSettings
 from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter
+from loramux_train.builtin.applied import apply, set_weights
 from loramux_train.builtin.drawing import Parts, load_parts, token_ids
-from loramux_train.builtin.lora import ATTENTION, FEED_FORWARD, TEXT, apply, extract, inject, set_weights, text_prefix
+from loramux_train.injection import Injected, inject
+from loramux_train.target_settings import TargetSettings
 
 BUILTIN = Path(__file__).parents[2] / "server/loramux_server/builtin"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -29,23 +36,26 @@ def _outputs(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
         return context, parts.unet(noise, torch.tensor([900, 100]), context).sample
 
 
-def _random_adapter(parts: Parts, rank: int, alpha: float) -> Adapter:
+def _injected(parts: Parts, rank: int, alpha: float) -> Injected:
     """Factors for every kind of target, 1x1 convolutions and the text encoder among them."""
-    torch.manual_seed(0)
-    inject(parts.unet, rank, alpha, ATTENTION + FEED_FORWARD)
-    inject(parts.text_encoder, rank, alpha, TEXT)
-    unet, text = extract(parts.unet), extract(parts.text_encoder, text_prefix(parts.text_encoder))
-    made = [
-        {path: Factors(pair.down, 0.05 * torch.randn_like(pair.up), pair.alpha) for path, pair in part.items()}
-        for part in (unet, text)
-    ]
-    return Adapter(*made)
+    models: dict[str, Any] = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+    settings = AdapterSettings(rank=rank, alpha=alpha)
+    planned = plan.make(models, TargetSettings(modules="attn-ff", text_encoder=True), settings, "adamw", 4)
+    return inject(models, planned, settings, seed=0)
+
+
+def _random_adapter(parts: Parts, rank: int, alpha: float) -> Adapter:
+    injected = _injected(parts, rank, alpha)
+    with torch.no_grad():
+        for name, value in injected.parameters.items():
+            if name.endswith(".B"):
+                value.normal_(std=0.05)
+    return injected.adapter()
 
 
 def test_fresh_adapter_is_an_exact_no_op(parts: Parts) -> None:
     before = _outputs(parts)
-    inject(parts.unet, 4, 4, ATTENTION + FEED_FORWARD)
-    inject(parts.text_encoder, 4, 4, TEXT)
+    _injected(parts, 4, 4)
     assert all(torch.equal(*pair) for pair in zip(before, _outputs(parts), strict=True))
 
 
@@ -95,19 +105,38 @@ def test_adapters_that_do_nothing_or_diverged_are_not_written(tmp_path: Path) ->
 
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
 def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapter) -> None:
+    """What this trainer writes of a run: words for people, settings for tools, and the base that they fit."""
     file = BUILTIN / built.folder / f"{built.name}.safetensors"
+    config, _ = trained(built.name)
     with safe_open(file, "pt") as opened:
         about, names = opened.metadata(), list(opened.keys())
-    assert about["modelspec.title"] == built.title and about["modelspec.license"] == built.licence
-    assert about["ss_network_dim"] == str(built.recipe.rank)
+    assert about["modelspec.title"] == built.name.capitalize() and about["modelspec.license"].startswith("Apache-2.0")
     assert about.get("modelspec.trigger_phrase", "") == built.trigger
-    assert ("lora_adapter_metadata" in about) == (built.naming == "peft")
+    assert about["loramux.base_digest"] == about["ss_new_sd_model_hash"] == base.digest(base.outline_of(BUILTIN / "base"))
+    assert about["loramux.software"].startswith("loramux ")
+    for key, value in (
+        ("network_dim", config.adapter.rank),
+        ("steps", config.run.steps),
+        ("unet_lr", config.optimiser.rate),
+        ("total_batch_size", config.data.batch_size),
+        ("lr_scheduler", config.optimiser.schedule),
+    ):
+        assert about[f"ss_{key}"] == str(value)
+    assert json.loads(about["ss_dataset_dirs"]).keys() == {built.name}
+    assert ("lora_adapter_metadata" in about) == (built.name in PEFT)
     assert all(".lora_" in name or name.endswith(".alpha") for name in names)
-    ranks = {f.rank for _, part in load_adapter(file).parts() for f in part.values()}
-    assert ranks == {built.recipe.rank}
+    assert {f.rank for _, part in load_adapter(file).parts() for f in part.values()} == {config.adapter.rank}
+
+
+@pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
+def test_the_store_takes_shipped_adapters_with_their_words(built: BuiltinAdapter) -> None:
+    verdict = judge(BUILTIN / built.folder / f"{built.name}.safetensors", InterpretOptions(), known_layouts())
+    print(verdict)
+    assert verdict.verdict == "accepted", verdict.reason
 
 
 def test_shipped_ranks_differ_and_formats_are_mixed() -> None:
-    assert len({built.recipe.rank for built in BUILTIN_ADAPTERS}) == len(BUILTIN_ADAPTERS)
-    assert {built.naming for built in BUILTIN_ADAPTERS} == {"kohya", "peft"}
-    assert any(built.recipe.alpha != built.recipe.rank for built in BUILTIN_ADAPTERS)
+    recipes = [trained(built.name)[0] for built in BUILTIN_ADAPTERS]
+    assert len({config.adapter.rank for config in recipes}) == len(BUILTIN_ADAPTERS)
+    assert {config.output.naming for config in recipes} == {"kohya", "peft"}
+    assert any(config.adapter.alpha not in (None, config.adapter.rank) for config in recipes)

@@ -1,12 +1,18 @@
 #!/bin/sh
-# Trains the built-in adapters on an exported base, then measures and draws everything for the model card.
-# usage: training/runs/builtin_adapters.sh [WORK] [OUT]      (after builtin_base.sh with the same folders)
+# Trains the built-in adapters with `loramux train` as anybody would, then measures and draws everything for the card.
+# usage: training/runs/builtin_adapters.sh [OUT]      (from the checkout; OUT holds the base, as the server has it)
+# Needs the extra `train`, npm and tar.
 set -eu
-work=${1:-out/train}
-out=${2:-out/builtin}
-train="python -m loramux_train.builtin --work $work"
+out=${1:-server/loramux_server/builtin}
+train="python -m loramux_train.builtin --work out/train"
 
 $train icons
-$train adapters --out "$out"
+$train pictures
+for name in ink glossy noto zib; do
+    loramux train run "training/runs/$name.toml"
+    cp "out/train/runs/$name/$name.safetensors" "$out/adapters/"
+done
+loramux train run training/runs/sepia.toml
+cp out/train/runs/sepia/sepia.safetensors "$out/demo/"
 $train judge --out "$out"
 $train card --out "$out"

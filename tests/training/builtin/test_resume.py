@@ -8,12 +8,8 @@ from transformers import CLIPTokenizer
 
 from loramux_train.builtin import checkpoint
 from loramux_train.builtin.concepts import CONCEPTS, caption
-from loramux_train.builtin.denoiser import build_text_encoder, build_unet
-from loramux_train.builtin.drawing import Parts
 from loramux_train.builtin.joint import JointRecipe, JointTraining
 from loramux_train.builtin.latents import GROUNDS, LatentTable
-from loramux_train.builtin.lora import LoraRecipe, LoraTraining, train_lora
-from loramux_train.builtin.vae import build_vae
 
 TOKENIZER = Path(__file__).parents[3] / "server/loramux_server/builtin/base/tokenizer"
 MICRO = (16, 24, 32)
@@ -33,12 +29,6 @@ def _joint(tokenizer: CLIPTokenizer) -> JointTraining:
     return JointTraining(_table(), tokenizer, JointRecipe(batch=4, channels=MICRO, seed=3))
 
 
-def _lora(tokenizer: CLIPTokenizer, seed: int = 0) -> LoraTraining:
-    torch.manual_seed(1)
-    parts = Parts(tokenizer, build_text_encoder(len(tokenizer)), build_unet(MICRO), build_vae())
-    return LoraTraining(parts, [_table()], LoraRecipe(rank=2, alpha=2, text_rank=2, updates=5, batch=2, seed=seed))
-
-
 def test_joint_run_resumes_bit_identically(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     whole, half = _joint(tokenizer), _joint(tokenizer)
     for _ in range(4):
@@ -54,33 +44,11 @@ def test_joint_run_resumes_bit_identically(tokenizer: CLIPTokenizer, tmp_path: P
     assert all(torch.equal(resumed.average.weights[name], tensor) for name, tensor in whole.average.weights.items())
 
 
-def test_adapter_run_resumes_bit_identically(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    whole, half = _lora(tokenizer), _lora(tokenizer)
-    for _ in range(4):
-        whole.update()
-    for _ in range(2):
-        half.update()
-    half.save(tmp_path / "run.pt")
-    resumed = _lora(tokenizer)
-    resumed.resume(tmp_path / "run.pt")
-    before = [parameter.detach().clone() for parameter in resumed.trained]
-    for _ in range(2):
-        resumed.update()
-    assert resumed.run.losses == whole.run.losses
-    assert not any(torch.equal(old, new) for old, new in zip(before, resumed.trained, strict=True))
-
-
-def test_finished_run_trains_no_further(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    first = train_lora(_lora(tokenizer), tmp_path / "run.pt", "micro")
-    again = train_lora(_lora(tokenizer), tmp_path / "run.pt", "micro")
-    for path, factors in first.unet.items():
-        assert torch.equal(factors.up, again.unet[path].up)
-
-
 def test_checkpoint_of_another_seed_is_refused(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    _lora(tokenizer).save(tmp_path / "run.pt")
-    with pytest.raises(ValueError, match="made with seed 0, this run has seed 7"):
-        _lora(tokenizer, seed=7).resume(tmp_path / "run.pt")
+    _joint(tokenizer).save(tmp_path / "run.pt")
+    other = JointTraining(_table(), tokenizer, JointRecipe(batch=4, channels=MICRO, seed=7))
+    with pytest.raises(ValueError, match="made with seed 3, this run has seed 7"):
+        other.resume(tmp_path / "run.pt")
 
 
 def test_failed_save_keeps_the_last_checkpoint(tmp_path: Path) -> None:

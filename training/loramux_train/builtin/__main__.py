@@ -49,15 +49,10 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"exported update {stage.run.step} to {arguments.out / 'base'}: {size} bytes")
 
 
-def _adapters(arguments: argparse.Namespace) -> None:
-    from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, train_builtin
-    from loramux_train.builtin.drawing import load_parts
-    from loramux_train.builtin.export import unet_hash
+def _pictures(arguments: argparse.Namespace) -> None:
+    from loramux_train.builtin.picture_folders import write_folders
 
-    base = arguments.out / "base"
-    for built in BUILTIN_ADAPTERS:
-        if not arguments.names or built.name in arguments.names:
-            print(train_builtin(built, load_parts(base), arguments.work, unet_hash(base), arguments.out))
+    write_folders(arguments.work / "icons", arguments.work / "pictures")
 
 
 def _judge(arguments: argparse.Namespace) -> None:
@@ -70,6 +65,12 @@ def _card(arguments: argparse.Namespace) -> None:
     from loramux_train.builtin.card import write_card
 
     write_card(arguments.out)
+
+
+def _examples(arguments: argparse.Namespace) -> None:
+    from loramux_train.builtin.few import write_examples
+
+    write_examples(arguments.out, arguments.work / "runs", Path("docs/training-examples"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,15 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     export = stages.add_parser("export", help="write the base and the reference sheets")
     export.add_argument("--seed", type=int, default=0)
     export.set_defaults(call=_export)
-    adapters = stages.add_parser("adapters", help="train the built-in adapters on the exported base")
-    adapters.set_defaults(call=_adapters)
+    pictures = stages.add_parser("pictures", help="write what the adapters learn from: folders with captions")
+    pictures.set_defaults(call=_pictures)
     judging = stages.add_parser("judge", help="measure the base and the adapters, write results.json")
     judging.set_defaults(call=_judge)
-    for stage in (adapters, judging):
-        stage.add_argument("names", nargs="*", help="which adapters (for judge also: base); all if none is named")
+    judging.add_argument("names", nargs="*", help="which adapters, or base; all if none is named")
     card = stages.add_parser("card", help="draw the model card's contact sheets")
     card.set_defaults(call=_card)
-    for stage in (export, adapters, judging, card):
+    examples = stages.add_parser("examples", help="measure and draw what few pictures taught")
+    examples.set_defaults(call=_examples)
+    for stage in (export, judging, card, examples):
         stage.add_argument("--out", type=Path, required=True, help="the built-in folder")
     return parser
 

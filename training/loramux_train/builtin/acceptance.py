@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from loramux_train.adapter import load_adapter
 from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter, sepia
 from loramux_train.builtin.concepts import HELD_OUT, STYLES, WHITE
 from loramux_train.builtin.drawing import load_parts
@@ -55,7 +56,8 @@ def judge(out: Path, names: Sequence[str] = ()) -> Result:
 def judge_adapter(out: Path, built: BuiltinAdapter) -> Result:
     """One adapter by the measure that fits it."""
     parts, file = load_parts(out / "base"), out / built.folder / f"{built.name}.safetensors"
-    about: Result = {"rank": built.recipe.rank, "alpha": built.recipe.alpha, "bytes": file.stat().st_size}
+    pair = next(iter(load_adapter(file).unet.values()))
+    about: Result = {"rank": pair.rank, "alpha": pair.alpha, "bytes": file.stat().st_size}
     about["subjects_held_out"] = not built.trigger and not set(HELD_OUT) & set(built.sees)
     if built.name == "sepia":
         return about | judge_treatment(parts, file, sepia)

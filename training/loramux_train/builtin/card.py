@@ -12,9 +12,9 @@ from PIL import Image
 
 from loramux_train.adapter import load_adapter
 from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter
+from loramux_train.builtin.applied import apply, set_weights
 from loramux_train.builtin.concepts import BACKGROUNDS, CONCEPTS, HELD_OUT, caption
 from loramux_train.builtin.drawing import Parts, draw, load_parts
-from loramux_train.builtin.lora import apply, set_weights
 from loramux_train.builtin.sheet import contact_sheet
 from loramux_train.builtin.subject import TRIGGER
 

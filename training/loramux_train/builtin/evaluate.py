@@ -4,7 +4,7 @@ Takes an exported base, adapter files and the reference sheets; gives numbers wi
 Knows nothing of how the weights were made, and reads only what is shipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from loramux_train.adapter import load_adapter
+from loramux_train.builtin.applied import apply, set_weights
 from loramux_train.builtin.concepts import BACKGROUNDS, CONCEPTS, FLAT, HELD_OUT, STYLES, Concept, Style, caption
 from loramux_train.builtin.drawing import Parts, draw
 from loramux_train.builtin.likeness import distances, paired_distances
-from loramux_train.builtin.lora import apply, set_weights
 from loramux_train.builtin.references import read_references
 from loramux_train.builtin.style_distance import StyleDistance
 
@@ -41,16 +41,15 @@ def judge_base(parts: Parts, references: Path, seeds: int = 4) -> Result:
         "top1": float(right.float().mean()),
         "top1_bar": ">=0.8",
         "missed": missed,
-        "ground_error": ground_error(parts),
+        "ground_error": ground_error(parts, CONCEPTS[::4]),
         "ground_error_bar": "<=0.15",
     }
 
 
-def ground_error(parts: Parts) -> dict[str, float]:
+def ground_error(parts: Parts, concepts: Sequence[Concept]) -> dict[str, float]:
     """Mean distance, in [0, 1], of the corners' colour from the colour the caption names."""
     errors: dict[str, float] = {}
     for name, colour in BACKGROUNDS.items():
-        concepts = CONCEPTS[::4]
         pictures = draw(parts, [caption(concept, name) for concept in concepts], list(range(len(concepts))))
         corners = torch.stack([pictures[:, :, y, x] for y in (0, 1, 62, 63) for x in (0, 1, 62, 63)]).median(0).values
         wanted = torch.tensor(colour) / 127.5 - 1

@@ -4,7 +4,6 @@ Takes trained parts; gives fp16 safetensors with their configurations, exchanged
 nothing of how the parts came to be, and writes only where it is told.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -49,11 +48,6 @@ def export_base(parts: Parts, folder: Path) -> int:
         raise ValueError(f"{fresh}: {size} bytes, the limit is {LIMIT}")
     _exchange(fresh, folder)
     return size
-
-
-def unet_hash(folder: Path) -> str:
-    """What adapters trained on an exported base name it by: sha256 of its UNet's file."""
-    return hashlib.sha256((folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
 
 
 def folder_size(folder: Path) -> int:

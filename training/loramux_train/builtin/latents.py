@@ -4,7 +4,7 @@ Takes the icons of a style and a trained autoencoder; gives a table of scaled la
 placement, from which batches are drawn with their captions. Knows no network that learns from them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loramux_train.builtin.concepts import BACKGROUNDS, WHITE, Concept, caption
 from loramux_train.builtin.icons import Rgba
-from loramux_train.builtin.pictures import Picture, place, random_placement, to_array
+from loramux_train.builtin.pictures import place, random_placement, to_array
 
 GROUNDS: tuple[str | None, ...] = (None, *BACKGROUNDS)
 ON_WHITE = 0.8  # the share of pictures whose caption names no background
@@ -51,9 +51,8 @@ def build_table(
     concepts: Sequence[Concept],
     placements: int,
     seed: int,
-    treat: Callable[[Picture], Picture] = lambda picture: picture,
 ) -> LatentTable:
-    """Encode every concept on every ground, each picture treated by `treat` first.
+    """Encode every concept on every ground.
 
     The first placement is the centred, unscaled one; none is mirrored.
     """
@@ -63,7 +62,7 @@ def build_table(
         for ground in GROUNDS:
             colour = BACKGROUNDS[ground] if ground else WHITE
             at = [None, *(random_placement(random, mirror=False) for _ in range(placements - 1))]
-            images = [treat(to_array(place(icons[concept.icon], colour, placement))) for placement in at]
+            images = [to_array(place(icons[concept.icon], colour, placement)) for placement in at]
             rows.append(encode(vae, torch.from_numpy(np.stack(images))))
     latents = torch.stack(rows).unflatten(0, (len(concepts), len(GROUNDS)))
     captions = tuple(tuple(caption(concept, ground) for ground in GROUNDS) for concept in concepts)
