@@ -1,5 +1,6 @@
 """What the trainer writes, diffusers reads: same modules, same change, nothing else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,32 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from loramux_train.adapter import Adapter, Factors, Naming, load_adapter, save_adapter
 from loramux_store import InterpretOptions
 from loramux_store.layout import known_layouts
 from loramux_store.verdict import judge
 from loramux_train import base, plan
+from loramux_train import config as settings_file
+from loramux_train.adapter import Adapter, Factors, Naming, load_adapter, save_adapter
 from loramux_train.adapter_settings import AdapterSettings
 from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter
 from loramux_train.builtin.applied import apply, set_weights
+from loramux_train.builtin.concepts import HELD_OUT
 from loramux_train.builtin.drawing import Parts, load_parts, token_ids
+from loramux_train.builtin.picture_folders import CHOOSING, FEW
+from loramux_train.config import Config
 from loramux_train.injection import Injected, inject
+from loramux_train.outlook import outlook_of
 from loramux_train.target_settings import TargetSettings
 
 BUILTIN = Path(__file__).parents[2] / "server/loramux_server/builtin"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+RUNS = Path(__file__).parents[2] / "training/runs"
+
+
+def recipe_of(built: BuiltinAdapter) -> Config:
+    return settings_file.read(RUNS / f"{built.name}.toml", (), base.native_resolution)
 
 
 @pytest.fixture
@@ -69,9 +82,9 @@ def test_diffusers_reads_the_same_change(naming: Naming, parts: Parts, tmp_path:
     pipeline.load_lora_weights(file)
     theirs = Parts(ours.tokenizer, pipeline.text_encoder, pipeline.unet, ours.vae)
     plain = _outputs(load_parts(BUILTIN / "base"))
-    for mine, other, base in zip(_outputs(ours), _outputs(theirs), plain, strict=True):
+    for mine, other, unchanged in zip(_outputs(ours), _outputs(theirs), plain, strict=True):
         assert (mine - other).abs().max() < 1e-4
-        assert (mine - base).abs().max() > 1e-2
+        assert (mine - unchanged).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("naming", ["kohya", "peft"])
@@ -107,12 +120,13 @@ def test_adapters_that_do_nothing_or_diverged_are_not_written(tmp_path: Path) ->
 def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapter) -> None:
     """What this trainer writes of a run: words for people, settings for tools, and the base that they fit."""
     file = BUILTIN / built.folder / f"{built.name}.safetensors"
-    config, _ = trained(built.name)
+    config = recipe_of(built)
     with safe_open(file, "pt") as opened:
         about, names = opened.metadata(), list(opened.keys())
     assert about["modelspec.title"] == built.name.capitalize() and about["modelspec.license"].startswith("Apache-2.0")
     assert about.get("modelspec.trigger_phrase", "") == built.trigger
-    assert about["loramux.base_digest"] == about["ss_new_sd_model_hash"] == base.digest(base.outline_of(BUILTIN / "base"))
+    digest = base.digest(base.outline_of(BUILTIN / "base"))
+    assert about["loramux.base_digest"] == about["ss_new_sd_model_hash"] == digest
     assert about["loramux.software"].startswith("loramux ")
     for key, value in (
         ("network_dim", config.adapter.rank),
@@ -123,7 +137,7 @@ def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapt
     ):
         assert about[f"ss_{key}"] == str(value)
     assert json.loads(about["ss_dataset_dirs"]).keys() == {built.name}
-    assert ("lora_adapter_metadata" in about) == (built.name in PEFT)
+    assert ("lora_adapter_metadata" in about) == (config.output.form == "diffusers")
     assert all(".lora_" in name or name.endswith(".alpha") for name in names)
     assert {f.rank for _, part in load_adapter(file).parts() for f in part.values()} == {config.adapter.rank}
 
@@ -131,12 +145,24 @@ def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapt
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
 def test_the_store_takes_shipped_adapters_with_their_words(built: BuiltinAdapter) -> None:
     verdict = judge(BUILTIN / built.folder / f"{built.name}.safetensors", InterpretOptions(), known_layouts())
-    print(verdict)
     assert verdict.verdict == "accepted", verdict.reason
 
 
 def test_shipped_ranks_differ_and_formats_are_mixed() -> None:
-    recipes = [trained(built.name)[0] for built in BUILTIN_ADAPTERS]
+    recipes = [recipe_of(built) for built in BUILTIN_ADAPTERS]
     assert len({config.adapter.rank for config in recipes}) == len(BUILTIN_ADAPTERS)
-    assert {config.output.naming for config in recipes} == {"kohya", "peft"}
+    assert {config.output.form for config in recipes} == {"kohya", "diffusers"}
     assert any(config.adapter.alpha not in (None, config.adapter.rank) for config in recipes)
+
+
+@pytest.mark.parametrize("file", sorted(RUNS.glob("*.toml")), ids=lambda file: file.stem)
+def test_recipes_load_and_fit_the_built_in_base(file: Path) -> None:
+    config = settings_file.read(file, (), base.native_resolution)
+    assert config.base.path == "builtin" and config.data.resolution == 64
+    outlook = outlook_of(config)
+    assert outlook.plan.layers
+    assert all(folder.path.parent == Path("out/train/pictures") for folder in config.data.folders)
+
+
+def test_few_pictures_show_nothing_that_is_judged() -> None:
+    assert len(FEW) == 32 and not set(FEW) & {*HELD_OUT, *CHOOSING} and len(CHOOSING) == 11

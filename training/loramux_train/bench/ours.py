@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from loramux_train import base, config, session
+from loramux_train import base, config
 from loramux_train.bench.setting import BATCH, CAPTIONS, RANK, RATE, known_batch
 from loramux_train.data_source import open_folders
 from loramux_train.injection import inject
-from loramux_train.noise import Noise
 from loramux_train.objective import weighed_error
+from loramux_train.outlook import outlook_of
 from loramux_train.training import Training
 
 
@@ -29,11 +29,11 @@ class Ours:
             "run": {"steps": 1_000_000},
         }
         made, cpu = config.resolved(config.parse(given)), torch.device("cpu")
-        outline, plan = session.plan_of(made)
-        data = open_folders(made, outline, cpu)
-        frozen = base.load(outline, torch.float32, cpu)
-        injected = inject(frozen.parts(), plan, made.adapter, made.run.seed)
-        self._noise = Noise.of(outline.scheduler)
+        outlook = outlook_of(made)
+        data = open_folders(made, outlook, cpu, quiet=True)
+        frozen = base.load(outlook.outline, torch.float32, cpu)
+        injected = inject(frozen.parts(), outlook.plan, made.adapter, made.run.seed)
+        self._noise = outlook.noise
         self._training = Training(frozen, injected, self._noise, data.batches, made.recipe, Accelerator(cpu=True))
         self.trained = list(injected.parameters.values())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from loramux_train.builtin.applied import set_weights
@@ -29,7 +30,7 @@ _COLUMNS = 12
 
 def write_examples(out: Path, runs: Path, docs: Path) -> None:
     """`docs` gets `results.json`, `style.png` and `subject.png`."""
-    real, docs_file = out / "card" / "real", docs / "results.json"
+    real = out / "card" / "real"
     docs.mkdir(parents=True, exist_ok=True)
     results: Result = {}
     for name in STYLES:
@@ -39,7 +40,7 @@ def write_examples(out: Path, runs: Path, docs: Path) -> None:
         if name == STYLES[0]:
             captions = [caption(concept) for concept in HELD_OUT[:_COLUMNS]]
             pictures = [*_off_and_on(parts, captions), read_references(real, INK, HELD_OUT[:_COLUMNS])]
-            contact_sheet(torch.cat(pictures), _COLUMNS).save(docs / "style.png", optimize=True)
+            _save(torch.cat(pictures), docs / "style.png")
     parts = load_parts(out / "base")
     poses = torch.from_numpy(np.stack([to_array(place(picture, WHITE)) for picture in zib_pictures()]))
     judged = judge_subject(parts, _file(runs, SUBJECT), poses, TRIGGER, real)
@@ -47,9 +48,8 @@ def write_examples(out: Path, runs: Path, docs: Path) -> None:
     grounds = ground_error(parts, [_SUBJECT] * 8)
     results[SUBJECT] = {"seconds": _seconds(runs / SUBJECT), **judged, "ground_error": grounds}
     captions = [caption(_SUBJECT, ground) for ground in (None, *BACKGROUNDS) for _ in range(3)]
-    pictures = [*_off_and_on(parts, captions)]
-    contact_sheet(torch.cat(pictures), _COLUMNS).save(docs / "subject.png", optimize=True)
-    docs_file.write_text(json.dumps(results, indent=2) + "\n")
+    _save(torch.cat(_off_and_on(parts, captions)), docs / "subject.png")
+    (docs / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _file(runs: Path, name: str) -> Path:
@@ -60,6 +60,10 @@ def _file(runs: Path, name: str) -> Path:
 def _seconds(run: Path) -> float:
     """Of the whole run, as its log has it."""
     return json.loads((run / "log.jsonl").read_text().splitlines()[-1])["seconds"]
+
+
+def _save(pictures: Tensor, file: Path) -> None:
+    contact_sheet(pictures, _COLUMNS).quantize(255, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def _off_and_on(parts: Parts, captions: Sequence[str]) -> list[Tensor]:
