@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from loramux_store import InterpretOptions
-from loramux_store.layout import known_layouts
+from loramux_store.file_notes import notes_of
 from loramux_store.verdict import judge
 from loramux_train import base, plan
 from loramux_train import config as settings_file
@@ -118,13 +118,25 @@ def test_adapters_that_do_nothing_or_diverged_are_not_written(tmp_path: Path) ->
 
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
 def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapter) -> None:
-    """What this trainer writes of a run: words for people, settings for tools, and the base that they fit."""
     file = BUILTIN / built.folder / f"{built.name}.safetensors"
     config = recipe_of(built)
     with safe_open(file, "pt") as opened:
         about, names = opened.metadata(), list(opened.keys())
-    assert about["modelspec.title"] == built.name.capitalize() and about["modelspec.license"].startswith("Apache-2.0")
-    assert about.get("modelspec.trigger_phrase", "") == built.trigger
+    assert about["modelspec.title"] == config.about.title and about["modelspec.license"] == config.about.licence
+    assert about.get("modelspec.trigger_phrase", "") == built.trigger == (config.data.trigger or "")
+    assert about["ss_network_dim"] == str(config.adapter.rank)
+    assert ("lora_adapter_metadata" in about) == (config.output.form == "diffusers")
+    assert all(".lora_" in name or name.endswith(".alpha") for name in names)
+    assert {f.rank for _, part in load_adapter(file).parts() for f in part.values()} == {config.adapter.rank}
+    assert notes_of(about, None).trigger_words[:1] == ((built.trigger,) if built.trigger else ())
+
+
+@pytest.mark.parametrize("built", BUILTIN_ADAPTERS[:2], ids=lambda built: built.name)
+def test_what_the_trainer_made_tells_its_run_and_its_base(built: BuiltinAdapter) -> None:
+    """ink and glossy: see the model card."""
+    config = recipe_of(built)
+    with safe_open(BUILTIN / built.folder / f"{built.name}.safetensors", "pt") as opened:
+        about = opened.metadata()
     digest = base.digest(base.outline_of(BUILTIN / "base"))
     assert about["loramux.base_digest"] == about["ss_new_sd_model_hash"] == digest
     assert about["loramux.software"].startswith("loramux ")
@@ -137,14 +149,12 @@ def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapt
     ):
         assert about[f"ss_{key}"] == str(value)
     assert json.loads(about["ss_dataset_dirs"]).keys() == {built.name}
-    assert ("lora_adapter_metadata" in about) == (config.output.form == "diffusers")
-    assert all(".lora_" in name or name.endswith(".alpha") for name in names)
-    assert {f.rank for _, part in load_adapter(file).parts() for f in part.values()} == {config.adapter.rank}
 
 
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
 def test_the_store_takes_shipped_adapters_with_their_words(built: BuiltinAdapter) -> None:
-    verdict = judge(BUILTIN / built.folder / f"{built.name}.safetensors", InterpretOptions(), known_layouts())
+    layout = outlook_of(recipe_of(built)).layout
+    verdict = judge(BUILTIN / built.folder / f"{built.name}.safetensors", InterpretOptions(), [layout])
     assert verdict.verdict == "accepted", verdict.reason
 
 
