@@ -54,13 +54,15 @@ def _folders(text: str) -> Iterable[str]:
 
 
 def _commonest(text: str) -> Iterable[str]:
+    """None where several are as common: of a style's captions, which all differ, none brings it out."""
     counts = Counter[str]()
     for tags in _object(text).values():
         if isinstance(tags, dict):
             for tag, count in cast("dict[str, object]", tags).items():
                 counts[tag] += count if type(count) is int else 0
     best = max(counts.values(), default=0)
-    return [min(tag for tag, count in counts.items() if count == best)] if best > 0 else []
+    tags = [tag for tag, count in counts.items() if count == best > 0]
+    return tags if len(tags) == 1 else []
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -373,6 +373,7 @@ TAGS = json.dumps({"a": {"dog": 3, "cat": 2}, "b": {"cat": 2}, "c": 7})
     [
         ({}, (), ""),
         ({"ss_tag_frequency": TAGS}, ("cat",), "ss_tag_frequency"),
+        ({"ss_tag_frequency": json.dumps({"a": {"dog": 3, "cat": 3, "key": 1}})}, (), ""),
         ({"ss_tag_frequency": TAGS, "ss_dataset_dirs": DIRS}, ("sks dog", "cat"), "ss_dataset_dirs"),
         ({"ss_dataset_dirs": DIRS, "modelspec.trigger_phrase": "a zib "}, ("a zib",), "modelspec.trigger_phrase"),
         ({"ss_dataset_dirs": DIRS, "modelspec.trigger_phrase": " \n"}, ("sks dog", "cat"), "ss_dataset_dirs"),
