@@ -14,6 +14,7 @@ import torch
 
 from loramux_train.bench.ours import Ours
 from loramux_train.bench.plain import Plain
+from loramux_train.bench.setting import THREADS
 
 SIDES = ("ours", "plain", "plain, cached")
 
@@ -21,6 +22,7 @@ SIDES = ("ours", "plain", "plain, cached")
 def main() -> None:
     """Serve the lines."""
     name, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     side = Ours(folder) if name == "ours" else Plain(folder, cached=name == "plain, cached")
     before = [parameter.detach().clone() for parameter in side.trained]
