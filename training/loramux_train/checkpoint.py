@@ -21,7 +21,9 @@ _MARK = "loramux_train.checkpoint"
 _FORM = 1
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
-MUST_MATCH = ("base", "adapter", "targets", "optimiser.name", "run.seed", "run.accumulation")
+MUST_MATCH = (
+    "base", "adapter", "targets", "tokens.new", "tokens.alone", "optimiser.name", "run.seed", "run.accumulation"
+)  # fmt: skip
 """Settings by which the numbers of a checkpoint mean what they do; all others may change when a run goes on."""
 
 

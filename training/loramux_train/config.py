@@ -29,9 +29,11 @@ from loramux_train.run_settings import RunSettings
 from loramux_train.samples_settings import SamplesSettings
 from loramux_train.section import Section
 from loramux_train.target_settings import TargetSettings
+from loramux_train.token_settings import TokenSettings
 
 _RATES = {"prodigy": 1.0}
 _RATE, _BUILTIN_RATE = 1e-4, 1e-3
+_TOKENS_RATE = 5  # times the usual rate
 
 
 class Config(Section):
@@ -41,6 +43,7 @@ class Config(Section):
     base: BaseSettings = BaseSettings()
     adapter: AdapterSettings = AdapterSettings()
     targets: TargetSettings = TargetSettings()
+    tokens: TokenSettings = TokenSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     loss: LossSettings = LossSettings()
     run: RunSettings = RunSettings()
@@ -51,7 +54,7 @@ class Config(Section):
     @property
     def recipe(self) -> Recipe:
         """What the loop follows."""
-        return Recipe(self.adapter, self.optimiser, self.loss, self.run)
+        return Recipe(self.adapter, self.optimiser, self.loss, self.run, self.tokens)
 
 
 def read(
@@ -92,7 +95,11 @@ def resolved(config: Config) -> Config:
     usual = _BUILTIN_RATE if config.base.path == BUILTIN else _RATE
     rate = own.rate or _RATES.get(own.name, usual)
     text = own.text_encoder_rate or (rate if own.name == "prodigy" else rate / 2)
-    return config.model_copy(update={"optimiser": own.model_copy(update={"rate": rate, "text_encoder_rate": text})})
+    vectors = config.tokens.rate or (rate if own.name == "prodigy" else usual * _TOKENS_RATE)
+    return config.model_copy(update={
+        "optimiser": own.model_copy(update={"rate": rate, "text_encoder_rate": text}),
+        "tokens": config.tokens.model_copy(update={"rate": vectors}) if config.tokens.new else config.tokens,
+    })  # fmt: skip
 
 
 def as_values(config: Config) -> dict[str, Any]:

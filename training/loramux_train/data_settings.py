@@ -88,6 +88,11 @@ class DataSettings(BaseModel):
     trigger: str | None = Field(
         default=None, min_length=1, description="Word put for [trigger], and before captions that lack it."
     )
+    templates: Literal["none", "object", "style"] = Field(
+        default="none",
+        description="What pictures without captions get: one of many short sentences about the trigger, another for "
+        "each use, as of a thing or of a style.",
+    )
     shuffle: bool = Field(default=False, description="Shuffle the tags of a caption, anew at each use.")
     keep_tags: int = Field(default=0, ge=0, description="Tags that stay in front when shuffled.")
     separator: str = Field(default=",", min_length=1, description="What stands between tags.")
@@ -132,6 +137,8 @@ class DataSettings(BaseModel):
         low, high = self.edges
         if low > high:
             raise ValueError(f"bucket_min is {low}, more than bucket_max, {high}")
+        if self.templates != "none" and self.trigger is None:
+            raise ValueError(f"templates is {self.templates}, whose sentences are about the trigger: expected one")
         if self.resolution % self.step:
             raise ValueError(f"resolution is {self.resolution}, expected a multiple of bucket_step, {self.step}")
         if self.buckets and not low <= self.resolution <= high:

@@ -12,12 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from loramux_train import base
 from loramux_train.best import Best
 from loramux_train.config import Config, to_toml
 from loramux_train.data_set import DataSet
 from loramux_train.outlook import Outlook
-from loramux_train.output.adapter_file import save_adapter
+from loramux_train.output.adapter_file import Saved, save_adapter
 from loramux_train.output.base_layout import canonical_path
+from loramux_train.output.errors import NothingLearnt
 from loramux_train.output.facts import Progress, RunFacts
 from loramux_train.output.norms import GroupNorm, group_norms
 from loramux_train.output.report import RunReport, write_report
@@ -25,6 +27,7 @@ from loramux_train.output.run_log import read_log
 from loramux_train.output.trained import TrainedModule
 from loramux_train.output.warnings import SamplePair
 from loramux_train.samples import Samples
+from loramux_train.tokens.files import embedding_file, save_bundle, save_embedding
 from loramux_train.training import Training
 from loramux_train.watchers import End
 
@@ -51,12 +54,32 @@ class Finishing:
         values, step = (best.values, best.step) if wanted else (self.training.values, self.training.done)
         modules, output = self._modules(values), self.config.output
         progress, path = self._progress(step), adapter_file(self.config)
-        saved = save_adapter(modules, self.outlook.layout, self.facts, progress, output.form, output.dtype, path)
+        if not self.training.tokens.changed(values):
+            raise NothingLearnt(
+                "vectors of new words are still those they began with, nothing was written; "
+                "raise tokens.rate or run.steps"
+            )
+        written: tuple[Path, ...] = ()
+        if not self.config.tokens.alone:
+            layout = self.outlook.layout
+            written = save_adapter(modules, layout, self.facts, progress, output.form, output.dtype, path).files
+        saved = Saved(output.form, result_files(self.config)[0], (*written, *self._save_tokens(values, step)))
         pairs = () if self.samples is None else self.samples.compare(values)
         files = tuple(str(file.relative_to(output.folder)) for file in saved.files)
         report = self._report(modules, pairs, (), files)
         html, _ = write_report(report, output.folder)
         return End(saved, self.outlook.layout, html, report.warnings())
+
+    def _save_tokens(self, values: Mapping[str, Tensor], step: int) -> list[Path]:
+        """A file for each new word, and the bundle."""
+        new, folder = self.config.tokens.new, self.config.output.folder
+        words = {token: self.training.tokens.vectors(values, number) for number, token in enumerate(new)}
+        about = {"ss_steps": str(step), "ss_new_sd_model_hash": base.digest(self.outlook.outline)}
+        for token, vectors in words.items():
+            save_embedding(embedding_file(folder, token), token, vectors, self.outlook.outline.family, about)
+        if self.config.tokens.bundle:
+            save_bundle(adapter_file(self.config), bundle_file(self.config), words)
+        return [file for file in result_files(self.config) if file != adapter_file(self.config)]
 
     def tell(self, why: str) -> Path:
         """Write the report of a run that ended before its last step."""
@@ -139,6 +162,18 @@ def adapter_file(config: Config) -> Path:
     return output.folder / (output.name if output.form == "peft" else f"{output.name}.safetensors")
 
 
+def bundle_file(config: Config) -> Path:
+    """Where the adapter with new words' vectors in it goes."""
+    return config.output.folder / f"{config.output.name}-bundle.safetensors"
+
+
+def result_files(config: Config) -> list[Path]:
+    """What a run leaves: the adapter, if it trains one, each new word's vectors, and the bundle."""
+    adapter = [] if config.tokens.alone else [adapter_file(config)]
+    words = [embedding_file(config.output.folder, token) for token in config.tokens.new]
+    return [*adapter, *words, *([bundle_file(config)] if config.tokens.bundle else [])]
+
+
 def log_file(config: Config) -> Path:
     """Where the log goes."""
     return config.output.folder / "log.jsonl"
@@ -148,6 +183,7 @@ def is_finished(config: Config, step: int) -> bool:
     """Whether a run that came to this step has written all it leaves: the report is the last."""
     try:
         said = json.loads((config.output.folder / "report.json").read_text())
-        return adapter_file(config).exists() and bool(said["files"]) and said["progress"]["step"] == step
+        written = all(path.exists() for path in result_files(config))
+        return written and bool(said["files"]) and said["progress"]["step"] == step
     except (OSError, ValueError, KeyError, TypeError):
         return False

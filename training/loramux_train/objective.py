@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRAINING, DROPOUT, VALIDATION = 0, 1, 2
+TRAINING, DROPOUT, VALIDATION, TOKENS = 0, 1, 2, 3
 """Streams of randomness, which share nothing."""
 
 

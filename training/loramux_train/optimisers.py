@@ -18,16 +18,27 @@ from loramux_train.optimiser_settings import OptimiserSettings
 _PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
 
-def build(unet: Sequence[nn.Parameter], text: Sequence[nn.Parameter], settings: OptimiserSettings) -> Any:
-    """The optimiser; each of its groups knows its `peak` rate. Needs resolved rates.
+def build(
+    unet: Sequence[nn.Parameter],
+    text: Sequence[nn.Parameter],
+    settings: OptimiserSettings,
+    tokens: Sequence[nn.Parameter] = (),
+    tokens_rate: float | None = None,
+) -> Any:
+    """The optimiser, with a group for each kind of parameters there are; each knows its `peak` rate. Needs resolved
+    rates. The vectors of new words do not decay: their size is not measured from zero.
 
     Raises:
         PackageMissing: where the optimiser's package is not installed; names it.
     """
     assert settings.rate is not None and settings.text_encoder_rate is not None
-    groups: list[dict[str, Any]] = [{"params": list(unet), "peak": settings.rate, "lr": settings.rate}]
+    groups: list[dict[str, Any]] = []
+    if unet:
+        groups.append({"params": list(unet), "peak": settings.rate, "lr": settings.rate})
     if text:
         groups.append({"params": list(text), "peak": settings.text_encoder_rate, "lr": settings.text_encoder_rate})
+    if tokens:
+        groups.append({"params": list(tokens), "peak": tokens_rate, "lr": tokens_rate, "weight_decay": 0.0})
     common: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay}
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **common)

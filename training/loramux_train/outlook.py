@@ -18,6 +18,7 @@ from loramux_train.outline import Outline
 from loramux_train.output import adapter_file
 from loramux_train.output.base_layout import canonical_path, layout_of
 from loramux_train.plan import Plan
+from loramux_train.tokens.checks import check_settings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -48,10 +49,11 @@ def outlook_of(config: Config) -> Outlook:
     outline = base.outline_of(base.find(config.base.path))
     noise = Noise.of(outline.scheduler, config.base.prediction)
     check_installed(config.optimiser.name)
+    check_settings(config)
     parts = base.meta_parts(outline)
     precision = _precision(config)
     size = torch.finfo(DTYPES[precision]).bits // 8
-    made = plan.make(parts, config.targets, config.adapter, config.optimiser.name, size)
+    made = plan.make(parts, config.targets, config.adapter, config.optimiser.name, size, config.tokens)
     layout = layout_of(parts, base.name_of(config.base.path))
     trained = [
         adapter_file.Planned(canonical_path(layer.part, layer.path), layer.rank, layer.dora) for layer in made.layers

@@ -5,6 +5,7 @@ Takes a base's modules and settings; gives a Plan, and its text. Knows no weight
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,9 @@ from loramux_train.adapter_settings import AdapterSettings, Group
 from loramux_train.errors import BadSetting
 from loramux_train.target_settings import TargetSettings
 from loramux_train.targets import select
+from loramux_train.token_settings import TokenSettings
 
+_NO_TOKENS = TokenSettings()
 _COPIES = {"adamw": 4.0, "adamw8bit": 2.5, "prodigy": 6.0}
 """fp32 tensors a parameter has: itself, its gradient, and what its optimiser keeps (Prodigy: two more)."""
 
@@ -42,18 +45,21 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The layers that get factors. base_parameters: of all models that are held; bytes_each: of one of those."""
+    """The layers that get factors. base_parameters: of all models that are held; bytes_each: of one of those;
+    words: how many new ones; vector_parameters: of their vectors, in all text encoders."""
 
     layers: tuple[Planned, ...]
     base_parameters: int
     bytes_each: int
     optimiser: str
     averaged: bool
+    words: int = 0
+    vector_parameters: int = 0
 
     @property
     def parameters(self) -> int:
         """Numbers that are trained."""
-        return sum(layer.parameters for layer in self.layers)
+        return sum(layer.parameters for layer in self.layers) + self.vector_parameters
 
     @property
     def memory(self) -> int:
@@ -68,10 +74,12 @@ class Plan:
     def text(self) -> str:
         """The plan for people: a line for each part, block and group, then the sums."""
         rows = [("part", "block", "layers", "group", "rank", "parameters"), *_rows(self.layers)]
+        words = [f"{self.words} new words, {self.vector_parameters:,} parameters"] if self.words else []
         widths = [max(len(row[column]) for row in rows) for column in range(6)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([
-            *lines,
+            *(lines if self.layers else []),
+            *words,
             f"{len(self.layers)} layers, {self.parameters:,} parameters "
             f"({_size(self.parameters * 2)} in fp16), {self.parameters / self.base_parameters:.2%} of the base's",
             f"estimated memory {_size(self.memory)} and activations",
@@ -84,18 +92,23 @@ def make(
     adapter: AdapterSettings,
     optimiser: str,
     bytes_each: int,
+    tokens: TokenSettings = _NO_TOKENS,
 ) -> Plan:
     """The plan for a base's modules.
 
     Raises:
         BadSetting: where the selection is empty, or a rank exceeds what a layer can have.
     """
+    chosen = () if tokens.alone else select(parts, targets)
     layers = tuple(
-        _planned(target.part, target.path, target.group, _weight_shape(target.module), adapter)
-        for target in select(parts, targets)
+        _planned(target.part, target.path, target.group, _weight_shape(target.module), adapter) for target in chosen
     )
+    vectors = sum(token.vectors for token in tokens.new)
+    encoders: list[Any] = [part for name, part in parts.items() if name != "unet"]
+    width = sum(encoder.get_input_embeddings().embedding_dim for encoder in encoders)
     held = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
-    return Plan(layers, held, bytes_each, optimiser, adapter.ema is not None)
+    averaged = adapter.ema is not None
+    return Plan(layers, held, bytes_each, optimiser, averaged, len(tokens.new), vectors * width)
 
 
 def _planned(part: str, path: str, group: Group, shape: tuple[int, ...], adapter: AdapterSettings) -> Planned:

@@ -6,6 +6,7 @@ from loramux_train.adapter_settings import AdapterSettings
 from loramux_train.loss_settings import LossSettings
 from loramux_train.optimiser_settings import OptimiserSettings
 from loramux_train.run_settings import RunSettings
+from loramux_train.token_settings import TokenSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +17,4 @@ class Recipe:
     optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(rate=1e-4, text_encoder_rate=5e-5))
     loss: LossSettings = field(default_factory=LossSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    tokens: TokenSettings = field(default_factory=TokenSettings)

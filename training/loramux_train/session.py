@@ -23,7 +23,7 @@ from loramux_train.config import Config, as_values, to_toml
 from loramux_train.data.opening import texts_folder
 from loramux_train.data_set import DataSet
 from loramux_train.errors import AlreadyFinished, BadSetting, CannotResume, TrainError
-from loramux_train.finishing import Finishing, adapter_file, is_finished, log_file
+from loramux_train.finishing import Finishing, is_finished, log_file, result_files
 from loramux_train.injection import inject
 from loramux_train.outlook import Outlook, outlook_of
 from loramux_train.output.atomic import write_whole
@@ -31,6 +31,8 @@ from loramux_train.run_facts import about_of, facts_of
 from loramux_train.same_data import check_same_data
 from loramux_train.samples import Samples, drawing_of, parts_of
 from loramux_train.snapshot import Snapshot, restore, take
+from loramux_train.tokens.checks import check_captions
+from loramux_train.tokens.vectors import Tokens
 from loramux_train.training import HeldOut, Training
 from loramux_train.watchers import JsonLog, Watcher
 
@@ -38,12 +40,13 @@ from loramux_train.watchers import JsonLog, Watcher
 @dataclass(frozen=True, slots=True)
 class Data:
     """What a run learns from and what it is measured on; held_out may be empty. vae: the base's, where opening the data
-    took it."""
+    took it; captions: all that may be learnt from, where they are known."""
 
     batches: Batches
     held_out: HeldOut
     told: DataSet
     vae: Any = None
+    captions: tuple[str, ...] | None = None
 
 
 OpenData = Callable[[Config, Outlook, torch.device], Data]
@@ -121,7 +124,10 @@ def checkpoints(config: Config) -> Path:
 def _training(config: Config, outlook: Outlook, data: Data, accelerator: Accelerator) -> Training:
     frozen = base.load(outlook.outline, outlook.dtype, accelerator.device)
     injected = inject(frozen.parts(), outlook.plan, config.adapter, config.run.seed)
-    training = Training(frozen, injected, outlook.noise, data.batches, config.recipe, accelerator)
+    tokens = Tokens(frozen, config.tokens, config.run.seed)
+    if data.captions is not None:
+        check_captions(tokens, frozen, data.captions)
+    training = Training(frozen, injected, outlook.noise, data.batches, config.recipe, accelerator, tokens)
     texts = texts_folder(config.data)
     if texts is not None and not config.targets.text_encoder:
         training.text.keep(texts)
@@ -130,7 +136,7 @@ def _training(config: Config, outlook: Outlook, data: Data, accelerator: Acceler
 
 def _samples(config: Config, outlook: Outlook, training: Training, data: Data) -> Samples | None:
     prompts = config.samples.prompts or data.told.prompts
-    if not config.samples.every or not prompts:
+    if not config.samples.every or not prompts or config.tokens.new:  # a pipeline knows no new words
         return None
     vae = data.vae
     if vae is None:
@@ -188,7 +194,7 @@ def _start(config: Config, resume: Resume, told: dict[str, Any]) -> _Start | Non
         raise CannotResume(f"there are no checkpoints in {folder}; start without --resume")
     snapshot, then = checkpoint.read(here[-1] if resume == "latest" else resume)
     checkpoint.check_same(then, told)
-    steps, written = config.run.steps, adapter_file(config)
+    steps, written = config.run.steps, result_files(config)[0]
     early = config.run.patience is not None and snapshot.numbers["best"]["since"] >= config.run.patience
     if snapshot.step > steps or ((snapshot.step == steps or early) and is_finished(config, snapshot.step)):
         ended = f", where run.patience ended it; raise that or set it to go on ({written})"

@@ -22,5 +22,5 @@ def _shown(field: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
-        return ", ".join(str(each) for each in default)
+        return ", ".join(str(each) for each in default) or "none"
     return str(default)

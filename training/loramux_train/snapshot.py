@@ -29,7 +29,7 @@ class Snapshot:
 
 def take(training: Training, best: Best) -> Snapshot:
     """The state between two steps. Generators have none: what is random is drawn from the seed and the position."""
-    tensors = {f"factors/{name}": value for name, value in training.injected.parameters.items()}
+    tensors = {f"factors/{name}": value for name, value in training.parameters.items()}
     if training.average is not None:
         tensors |= {f"average/{name}": value for name, value in training.average.values.items()}
     tensors |= {f"best/{name}": value for name, value in best.values.items()}
@@ -50,7 +50,7 @@ def restore(training: Training, best: Best, snapshot: Snapshot) -> None:
     Raises:
         CannotResume: where the snapshot has other factors; names one.
     """
-    _put(training.injected.parameters, snapshot, "factors")
+    _put(training.parameters, snapshot, "factors")
     if training.average is not None:
         _put(training.average.values, snapshot, "average")
     kept = {name: value for name, value in snapshot.tensors.items() if name.startswith("best/")}

@@ -1,12 +1,13 @@
 """What a UNet is told of captions: text embeddings, and SDXL's sizes.
 
 Takes captions and sizes; gives tensors of a batch. While text encoders are frozen every caption is encoded once, alone,
-so that its embedding does not depend on the batch it was first seen in. Knows no noise and no loss.
+so that its embedding does not depend on the batch it was first seen in; captions with new words that still learn are
+encoded at every use. Knows no noise and no loss.
 """
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from loramux_train.base import Base
 from loramux_train.batch import Sizes
 from loramux_train.data.latent_cache import module_digest
 from loramux_train.data.text_cache import TextCache
+from loramux_train.token_settings import TokenSettings
+from loramux_train.tokens.vectors import Tokens
 
 CACHE_BYTES = 1 << 30
 """Of embeddings kept in memory; the least recently used go first. 4,500 captions of SD 1.5 in fp32."""
@@ -34,11 +37,13 @@ class Embedded:
 class Text:
     """The text encoders of a base. training: whether embeddings carry gradients to the encoders' factors."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, tokens: Tokens | None = None) -> None:
         self._base = base
+        self._tokens = Tokens(base, TokenSettings(), 0) if tokens is None else tokens
         self._kept: TextCache | None = None
         self._known: OrderedDict[str, Embedded] = OrderedDict()
         self._bytes = 0
+        self._settled = True
         self.training = False
 
     def keep(self, folder: Path) -> None:
@@ -50,8 +55,13 @@ class Text:
             )
         self._kept = TextCache(folder, whole.hexdigest(), lambda captions: _named(self._encode(captions)))
 
-    def train(self, training: bool) -> None:
-        """Say whether the encoders change from now on; what was known of captions is forgotten when that turns."""
+    def train(self, training: bool, settled: bool = True) -> None:
+        """Say whether the encoders change from now on; what was known of captions is forgotten when that turns.
+
+        settled: whether the vectors of new words are what they will be whenever this is said again; captions with such
+        words are remembered only while they are.
+        """
+        self._settled = settled
         if training != self.training:
             self._known.clear()
             self._bytes = 0
@@ -63,7 +73,9 @@ class Text:
         """The embeddings of captions, in their order."""
         if self.training:
             return self._encode(captions)
-        rows = [self._remembered(caption) for caption in captions]
+        changing = [caption for caption in captions if not self._settled and self._tokens.words.within(caption)]
+        fresh = iter(_apart(self._encode(changing))) if changing else iter(())
+        rows = [next(fresh) if caption in changing else self._remembered(caption) for caption in captions]
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return Embedded(torch.cat([row.context for row in rows]), torch.cat(pooled) if pooled else None)
 
@@ -82,7 +94,8 @@ class Text:
         found = self._known.pop(caption, None)
         if found is None:
             with torch.no_grad():
-                found = self._encode([caption]) if self._kept is None else self._from_disk(self._kept, caption)
+                kept = None if self._tokens.words.within(caption) else self._kept
+                found = self._encode([caption]) if kept is None else self._from_disk(kept, caption)
             self._bytes += _nbytes(found)
         self._known[caption] = found
         while self._bytes > CACHE_BYTES and len(self._known) > 1:
@@ -100,18 +113,21 @@ class Text:
         two = len(self._base.text_encoders) == 2
         contexts: list[Tensor] = []
         pooled: Tensor | None = None
-        for encoder, tokenizer in zip(self._base.text_encoders, self._base.tokenizers, strict=True):
-            out: Any = encoder(token_ids(tokenizer, captions).to(_device(encoder)), output_hidden_states=two)
+        for number, (encoder, tokenizer) in enumerate(
+            zip(self._base.text_encoders, self._base.tokenizers, strict=True)
+        ):
+            placed = self._tokens.read(tokenizer, captions)
+            with self._tokens.put_in(number, encoder, placed):
+                out: Any = encoder(placed.ids.to(_device(encoder)), output_hidden_states=two)
             contexts.append(out.hidden_states[-2] if two else out.last_hidden_state)
             pooled = out.text_embeds if two and encoder is self._base.text_encoders[1] else None
         return Embedded(torch.cat(contexts, dim=-1), pooled)
 
 
-def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Captions as padded ids [n, 77]; what is longer is cut."""
-    length = tokenizer.model_max_length
-    batch = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return batch["input_ids"]
+def _apart(embedded: Embedded) -> Iterator[Embedded]:
+    """The rows of a batch."""
+    for row in range(len(embedded.context)):
+        yield Embedded(embedded.context[row : row + 1], None if embedded.pooled is None else embedded.pooled[[row]])
 
 
 def _named(embedded: Embedded) -> dict[str, Tensor]:

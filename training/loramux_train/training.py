@@ -23,6 +23,7 @@ from loramux_train.objective import DROPOUT, TRAINING, VALIDATION, generator_of,
 from loramux_train.optimisers import build, rate_factor, set_rates
 from loramux_train.recipe import Recipe
 from loramux_train.text import Text
+from loramux_train.tokens.vectors import Tokens
 
 _OVERFLOWS = 20  # steps in a row that fp16's loss scale may take to fall to where gradients fit: from 65536 to 1/16
 
@@ -49,20 +50,30 @@ class Training:
     """A run between two steps. done: steps done; average: of the factors, or None."""
 
     def __init__(
-        self, base: Base, injected: Injected, noise: Noise, batches: Batches, recipe: Recipe, accelerator: Accelerator
+        self,
+        base: Base,
+        injected: Injected,
+        noise: Noise,
+        batches: Batches,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        tokens: Tokens | None = None,
     ) -> None:
         self.base, self.injected, self.batches, self.recipe = base, injected, batches, recipe
         self.done = 0
-        self.text = Text(base)
+        self.tokens = Tokens(base, recipe.tokens, recipe.run.seed) if tokens is None else tokens
+        self.text = Text(base, self.tokens)
+        self.parameters = injected.parameters | self.tokens.parameters
         self._device = accelerator.device
         self._accelerator = accelerator
         self._noise = noise.to(self._device)
         self._dtype = next(p.dtype for p in base.unet.parameters() if not p.requires_grad)
         self._text_factors = injected.of(text=True)
-        optimiser = build(injected.of(text=False), self._text_factors, recipe.optimiser)
+        vectors = list(self.tokens.parameters.values())
+        optimiser = build(injected.of(text=False), self._text_factors, recipe.optimiser, vectors, recipe.tokens.rate)
         self.optimiser: Any = accelerator.prepare(optimiser)
         decay = recipe.adapter.ema
-        self.average = None if decay is None else Average(injected.parameters, decay)
+        self.average = None if decay is None else Average(self.parameters, decay)
         self._overflows = 0
         if recipe.run.gradient_checkpointing:
             for model in (base.unet, *base.text_encoders):
@@ -75,8 +86,8 @@ class Training:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The factors as they are written: averaged, where an average is kept."""
-        return dict(self.injected.parameters) if self.average is None else self.average.values
+        """The factors and vectors as they are written: averaged, where an average is kept."""
+        return dict(self.parameters) if self.average is None else self.average.values
 
     @property
     def scaler(self) -> Any:
@@ -97,6 +108,8 @@ class Training:
         loss, norm = float(torch.stack(losses).mean()), float(self._clip())
         learnt = self._check(loss, norm)
         self.optimiser.step()
+        if self.tokens.learning and learnt:
+            self.tokens.retract()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.done)
@@ -107,8 +120,8 @@ class Training:
     def validate(self, held_out: HeldOut) -> float:
         """The mean loss over pictures that were held out, at the same noises and timesteps every time."""
         self.base.unet.eval()
-        self.text.train(False)
-        with holding(self.injected.parameters, self.values):
+        self.text.train(False, settled=not self.tokens.parameters)
+        with holding(self.parameters, self.values):
             losses = [loss for position in range(len(held_out)) for loss in self._measure(held_out, position)]
         pictures = sum(count for count, _ in losses)
         return sum(count * loss for count, loss in losses) / pictures
@@ -134,7 +147,8 @@ class Training:
         if adapter.dropout or adapter.rank_dropout or adapter.module_dropout:
             torch.manual_seed(seed_of(seed, DROPOUT, position))
         loss = self.loss(self.batches.batch(position), generator_of(seed, TRAINING, position))
-        self._accelerator.backward(loss / self.recipe.run.accumulation)
+        if loss.requires_grad:  # new words alone: a batch may have none
+            self._accelerator.backward(loss / self.recipe.run.accumulation)
         return loss.detach()
 
     def _measure(self, held_out: HeldOut, position: int) -> Iterable[tuple[int, float]]:
@@ -144,14 +158,25 @@ class Training:
             yield len(batch.latents), float(self.loss(batch, generator))
 
     def _training_mode(self) -> None:
-        stop = self.recipe.optimiser.text_encoder_stop
+        stop, tokens = self.recipe.optimiser.text_encoder_stop, self.tokens
         self.base.unet.train()
-        self.text.train(bool(self._text_factors) and (stop is None or self.done < stop))
+        tokens.learning = bool(tokens.parameters) and self.done < self.recipe.tokens.stop * self.recipe.run.steps
+        encoders = bool(self._text_factors) and (stop is None or self.done < stop)
+        self.text.train(encoders, settled=not tokens.learning)
 
     def _clip(self) -> Tensor:
+        if self.tokens.learning:
+            self._pad_gradients()
         self._accelerator.unscale_gradients(self.optimiser)
-        moved = [p for p in self.injected.parameters.values() if p.grad is not None]
+        moved = [p for p in self.parameters.values() if p.grad is not None]
         return torch.nn.utils.clip_grad_norm_(moved, self.recipe.optimiser.clip or math.inf)
+
+    def _pad_gradients(self) -> None:
+        """A word that no caption of the step has is one of gradient zero: it goes on by its momentum, as a row of a
+        table would."""
+        for vectors in self.tokens.parameters.values():
+            if vectors.grad is None:
+                vectors.grad = torch.zeros_like(vectors)
 
     def _check(self, loss: float, norm: float) -> bool:
         """Whether the optimiser will move; fp16's loss scale first has to fall to where gradients fit."""

@@ -13,6 +13,7 @@ from loramux_train.data.caption_files import CaptionRules, Captions, captions_be
 from loramux_train.data.elsewhere import say_where_pictures_are
 from loramux_train.data.files import Place, nfc, walk
 from loramux_train.data.notes import Notes
+from loramux_train.data.templates import TEMPLATES
 from loramux_train.data_settings import DataSettings, FolderSettings, PriorSettings
 
 MOST_REPEATS_BY_NAME = 1000  # 2024_holiday is a year
@@ -119,7 +120,11 @@ def _in_place(
     repeats, named = _by_name(place.folder, folder.path, notes)
     fallback = folder.caption if folder.caption is not None else named
     bare = [picture for picture in place.pictures.values() if picture not in captions]
-    if bare and fallback is None:
+    own = () if prior or folder.caption is not None else TEMPLATES.get(settings.templates, ())
+    if bare and own:
+        text = f"{len(bare)} pictures in {place.folder} have no caption and get sentences about {settings.trigger!r}"
+        notes.tell("info", "templates", text)
+    elif bare and fallback is None:
         _refuse_bare(bare, place, notes)
     elif bare and fallback is not None and not prior:
         _tell_fallback(bare, place, fallback, notes)
@@ -127,7 +132,7 @@ def _in_place(
     return [
         Source(
             path=picture,
-            captions=captions.get(picture, (fallback or "",)),
+            captions=captions.get(picture, own or (fallback or "",)),
             repeats=folder.repeats or repeats,
             prior=prior,
             mask=masks.get(os.path.splitext(name)[0]),
