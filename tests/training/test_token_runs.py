@@ -112,7 +112,11 @@ def files(out: Path) -> dict[str, dict[str, Tensor]]:
     return {str(path.relative_to(out)): load_file(path) for path in found}
 
 
-@pytest.mark.parametrize("sections", [EVERYTHING, EVERYTHING | {"tokens": ALONE, "targets": {}}], ids=["all", "alone"])
+PRODIGY = {"tokens": {"new": NEW, "rate": 1.0, "bundle": True}, "optimiser": {"name": "prodigy", "rate": 1.0}}
+KINDS = {"all": EVERYTHING, "alone": EVERYTHING | {"tokens": ALONE, "targets": {}}, "prodigy": EVERYTHING | PRODIGY}
+
+
+@pytest.mark.parametrize("sections", KINDS.values(), ids=KINDS)
 def test_a_broken_run_ends_with_the_bits_of_a_whole_one(base: Path, tmp_path: Path, sections: dict[str, Any]) -> None:
     whole, broken = Seen(), Seen()
     session.run(settings(base, tmp_path / "one", **sections), opened(held_out=2), None, [whole])
@@ -273,6 +277,17 @@ def test_vectors_are_fp32_and_learn_whatever_the_base_is(
         assert (seen.values[name] - value).abs().max() > 1e-3
 
 
+def test_gradient_checkpointing_changes_no_vector(base: Path, tmp_path: Path) -> None:
+    ends: list[dict[str, Tensor]] = []
+    for checkpointing in (False, True):
+        seen = Seen()
+        run = {"steps": 2, "gradient_checkpointing": checkpointing}
+        session.run(settings(base, tmp_path / str(checkpointing), run=run, targets={"text_encoder": True}), opened(),
+                    None, [seen])  # fmt: skip
+        ends.append(seen.values)
+    assert all((value - ends[1][name]).abs().max() < 1e-6 for name, value in ends[0].items())
+
+
 def test_vectors_stop_at_their_share_while_factors_go_on(base: Path, tmp_path: Path) -> None:
     values: dict[int, dict[str, Tensor]] = {}
 
@@ -317,4 +332,4 @@ def test_the_plan_counts_the_vectors(base: Path, tmp_path: Path) -> None:
     outline, planned = session.plan_of(settings(base, tmp_path, tokens=ALONE))
     width = sum(encoder["hidden_size"] for encoder in outline.encoders)
     assert planned.parameters == 4 * width and planned.layers == ()
-    assert planned.text().splitlines()[0] == f"2 new words, {4 * width} parameters"
+    assert planned.text().splitlines()[0] == f"new words: 2, {4 * width} parameters"

@@ -1,5 +1,6 @@
 """New words: where they stand, what they start from, what is remembered of captions, and which settings can be."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,40 @@ def test_captions_without_new_words_are_read_as_ever_and_once(tmp_path: Path, mo
     assert torch.equal(first[[0, 2]], second[[0, 2]]) and not torch.allclose(first[1], second[1])
     assert second.requires_grad and not Text(base, made).embed(["two cats"]).context.requires_grad
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2, "vectors of today are nothing to keep on disk"
-    text.train(False)
+    text.train(False, settled=True)
     text.embed(captions)
     text.embed(captions)
     assert asked.count("a <zib>") == 3, "what stays as it is is remembered"
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2, "but not on disk, for runs with other vectors"
+    text.train(False)
+    asked.clear()
+    text.embed(captions)
+    text.embed(captions)
+    assert asked.count("a <zib>") == 2, "what may change is not remembered"
+
+
+def test_encoders_that_share_a_table_read_their_own_vectors() -> None:
+    made_base = tiny.base()
+    other = tiny.base(seed=1).text_encoders[0]
+    shared: Any = made_base.text_encoders[0]
+    other.set_input_embeddings(shared.get_input_embeddings())
+    base = replace(made_base, text_encoders=(shared, other), tokenizers=made_base.tokenizers * 2)
+    made = Tokens(base, TokenSettings.model_validate({"new": ["<zib>"]}), 0)
+    placed = made.read(base.tokenizers[0], ["a <zib>"])
+
+    def states() -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for number, encoder in enumerate((shared, other)):
+            with made.put_in(number, encoder, placed):
+                found.append(encoder(placed.ids).last_hidden_state)
+        return found
+
+    before = states()
+    with torch.no_grad():
+        made.parameters["tokens.text_encoder_2.0"].add_(1)
+    after = states()
+    assert torch.equal(before[0], after[0]) and not torch.allclose(before[1], after[1])
+    assert not shared.get_input_embeddings()._forward_hooks
 
 
 def test_gradients_reach_vectors_alone() -> None:

@@ -53,6 +53,21 @@ def test_a_folder_becomes_an_adapter(pictures: Path, tmp_path: Path, capsys: pyt
     assert len(first) == (again / "adapter.safetensors").stat().st_size
 
 
+def test_pictures_without_captions_become_a_word(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for caption in pictures.glob("*.txt"):
+        caption.unlink()
+    flags = _flags(pictures, tmp_path / "out", **{"tokens.new": "<zib>", "tokens.alone": "true"})
+    assert run("run", *flags, "--data.trigger", "<zob>", "--data.templates", "style") == 2
+    assert "'<zib>' stands in no caption" in capsys.readouterr().err
+    assert run("run", *flags, "--data.trigger", "<zib>", "--data.templates", "style") == 0
+    told = capsys.readouterr().out
+    assert "new words: 1, 128 parameters" in told and "embeddings/zib.safetensors: " in told
+    assert [path.name for path in (tmp_path / "out").rglob("*.safetensors")].count("zib.safetensors") == 1
+    assert not (tmp_path / "out/adapter.safetensors").exists()
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

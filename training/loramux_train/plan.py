@@ -74,7 +74,7 @@ class Plan:
     def text(self) -> str:
         """The plan for people: a line for each part, block and group, then the sums."""
         rows = [("part", "block", "layers", "group", "rank", "parameters"), *_rows(self.layers)]
-        words = [f"{self.words} new words, {self.vector_parameters:,} parameters"] if self.words else []
+        words = [f"new words: {self.words}, {self.vector_parameters:,} parameters"] if self.words else []
         widths = [max(len(row[column]) for row in rows) for column in range(6)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([

@@ -43,7 +43,7 @@ class Text:
         self._kept: TextCache | None = None
         self._known: OrderedDict[str, Embedded] = OrderedDict()
         self._bytes = 0
-        self._settled = True
+        self._settled = False
         self.training = False
 
     def keep(self, folder: Path) -> None:
@@ -55,11 +55,11 @@ class Text:
             )
         self._kept = TextCache(folder, whole.hexdigest(), lambda captions: _named(self._encode(captions)))
 
-    def train(self, training: bool, settled: bool = True) -> None:
+    def train(self, training: bool, settled: bool = False) -> None:
         """Say whether the encoders change from now on; what was known of captions is forgotten when that turns.
 
-        settled: whether the vectors of new words are what they will be whenever this is said again; captions with such
-        words are remembered only while they are.
+        settled: whether the vectors of new words are those they will be whenever this is said again; only then are
+        captions with such words remembered.
         """
         self._settled = settled
         if training != self.training:

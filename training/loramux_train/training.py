@@ -47,7 +47,8 @@ class Report:
 
 
 class Training:
-    """A run between two steps. done: steps done; average: of the factors, or None."""
+    """A run between two steps. done: steps done; parameters: all that learn, factors and vectors of new words, by name;
+    average: of them, or None."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Training:
     def validate(self, held_out: HeldOut) -> float:
         """The mean loss over pictures that were held out, at the same noises and timesteps every time."""
         self.base.unet.eval()
-        self.text.train(False, settled=not self.tokens.parameters)
+        self.text.train(False)
         with holding(self.parameters, self.values):
             losses = [loss for position in range(len(held_out)) for loss in self._measure(held_out, position)]
         pictures = sum(count for count, _ in losses)
