@@ -21,6 +21,7 @@ from loramux_train import base as bases
 from loramux_train import checkpoint, config, session
 from loramux_train.batch import Batch
 from loramux_train.errors import AlreadyFinished, BadSetting, CannotResume, Diverged
+from loramux_train.outlook import outlook_of
 from loramux_train.output.base_layout import layout_of
 from loramux_train.text import Text
 from loramux_train.tokens.vectors import Tokens
@@ -71,7 +72,7 @@ def settings(base: Path, out: Path, **sections: dict[str, Any]) -> config.Config
 
 def opened(batches: Any = None, held_out: int = 0, captions: tuple[str, ...] = CAPTIONS) -> session.OpenData:
     learnt = Captioned() if batches is None else batches
-    return lambda *_: session.Data(learnt, Captioned(length=held_out, seed=1), captions)
+    return lambda *_: session.Data(learnt, Captioned(length=held_out, seed=1), tiny.DATA_SET, captions=captions)
 
 
 class Seen(Watcher):
@@ -208,7 +209,7 @@ def test_the_store_takes_every_file_and_keeps_the_vectors(base: Path, tmp_path: 
             assert len(version.embedding.widths) == 2 or version.embedding.trigger == word
             compiled = load_file(store.compiled(version))
             for part in version.embedding.widths:
-                assert torch.equal(compiled[part], seen.values[f"tokens.{part}.{number}"])
+                assert torch.equal(compiled[f"vectors.0.{part}"], seen.values[f"tokens.{part}.{number}"])
         for name in ("adapter", "adapter-bundle"):
             report = store.publish(tmp_path / f"{name}.safetensors", UploadSpec(name)).report
             assert len(report.matched) == len(seen.training.injected.plan.layers)
@@ -311,7 +312,7 @@ def test_vectors_stop_at_their_share_while_factors_go_on(base: Path, tmp_path: P
         ({"tokens": {"new": ["<zib>"]}}, ("very " * 80 + "<zib>",), "vectors of a new word are among them"),
         ({"tokens": {"new": [{"word": "<zib>", "start": " "}]}}, ("a <zib>",), "in which the base reads nothing"),
         ({"tokens": ALONE, "targets": {"text_encoder": True}}, CAPTIONS, r"targets\.text_encoder is true with"),
-        ({"tokens": {"bundle": True}, "output": {"naming": "peft"}}, CAPTIONS, r"output\.naming peft"),
+        ({"tokens": {"bundle": True}, "output": {"form": "peft"}}, CAPTIONS, r"output\.form peft"),
         ({"optimiser": {"name": "prodigy", "rate": 1.0}}, CAPTIONS, r"tokens\.rate is 0\.01: prodigy .* 1\.0"),
     ],
 )
@@ -329,7 +330,7 @@ def test_captions_that_are_cut_after_the_word_are_told(base: Path, tmp_path: Pat
 
 
 def test_the_plan_counts_the_vectors(base: Path, tmp_path: Path) -> None:
-    outline, planned = session.plan_of(settings(base, tmp_path, tokens=ALONE))
-    width = sum(encoder["hidden_size"] for encoder in outline.encoders)
+    outlook = outlook_of(settings(base, tmp_path, tokens=ALONE))
+    planned, width = outlook.plan, sum(encoder["hidden_size"] for encoder in outlook.outline.encoders)
     assert planned.parameters == 4 * width and planned.layers == ()
     assert planned.text().splitlines()[0] == f"new words: 2, {4 * width} parameters"

@@ -75,11 +75,11 @@ def _thumbnail(config: Config) -> str:
 
 
 def _network(config: Config, outlook: Outlook) -> NetworkFacts:
-    """Where ranks differ, that of most layers."""
+    """Where ranks differ, that of most layers; 0 where only new words are trained."""
     layers = outlook.plan.layers
     convolutions = Counter((each.rank, each.alpha) for each in layers if each.group == "convolution")
     others = Counter((each.rank, each.alpha) for each in layers if each.group != "convolution")
-    (rank, alpha), _ = (others or convolutions).most_common(1)[0]
+    (rank, alpha), _ = (others or convolutions or Counter({(0, 0.0): 1})).most_common(1)[0]
     (conv_rank, conv_alpha), _ = convolutions.most_common(1)[0] if convolutions else ((None, None), 0)
     adapter = config.adapter
     return NetworkFacts(rank, alpha, conv_rank, conv_alpha, adapter.dora, adapter.rslora, adapter.dropout)

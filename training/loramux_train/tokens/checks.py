@@ -21,9 +21,9 @@ def check_settings(config: Config) -> None:
     tokens, optimiser = config.tokens, config.optimiser
     if tokens.alone and config.targets.text_encoder:
         raise BadSetting("targets.text_encoder is true with tokens.alone, which trains no layer; set one of them false")
-    if tokens.bundle and config.output.naming != "kohya":
-        raise BadSetting(f"tokens.bundle is true with output.naming {config.output.naming}: only readers of kohya's "
-                         "naming know bundles; expected kohya")  # fmt: skip
+    if tokens.bundle and config.output.form != "kohya":
+        raise BadSetting(f"tokens.bundle is true with output.form {config.output.form}: only readers of kohya's "
+                         "form know bundles; expected kohya")  # fmt: skip
     if tokens.new and optimiser.name == "prodigy" and tokens.rate != optimiser.rate:
         raise BadSetting(f"tokens.rate is {tokens.rate}: prodigy finds one step size for all, expected "
                          f"{optimiser.rate}, the rate")  # fmt: skip
