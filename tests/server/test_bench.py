@@ -166,7 +166,7 @@ def test_many_adapters_are_asked_for_where_few_fit(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tiers, "_SLOWED_S", 0.5)
     monkeypatch.setattr(tiers, "_ROUNDS", 2)
     rows = tiers.measure(tiers.Size(adapters=8, room=3, requests=6, slow=1, steps=1))
-    assert [row.bound for row in rows if row.bound] == [">=0.8", "<=16", "<=1.5", "<=1.5"]
+    assert [row.bound for row in rows if row.bound] == [">=0.8", "<=16", *["<=1.5"] * 4]
     assert all(row.value > 0 for row in rows if row.unit in ("x", "a second"))
     assert all(0 <= row.value <= 1 for row in rows if row.unit == "of requests"), rows
 

@@ -23,7 +23,7 @@ def adapter(name: str, *trigger_words: str) -> Adapter:
     )  # fmt: skip
     return Adapter(
         name, version, {}, None, trigger_words, "", None, None, None,
-        licence="", base_model="", aliases={}, etag="", trigger_source="", asked_version=None,
+        licence="", base_model="", aliases={}, etag="", trigger_source="", asked_version=None, pins={}, tier="disk",
     )  # fmt: skip
 
 

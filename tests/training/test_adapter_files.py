@@ -128,7 +128,7 @@ def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapt
     assert ("lora_adapter_metadata" in about) == (config.output.form == "diffusers")
     assert all(".lora_" in name or name.endswith(".alpha") for name in names)
     assert {f.rank for _, part in load_adapter(file).parts() for f in part.values()} == {config.adapter.rank}
-    assert notes_of(about, None).trigger_words[:1] == ((built.trigger,) if built.trigger else ())
+    assert notes_of(about, ()).trigger_words[:1] == ((built.trigger,) if built.trigger else ())
 
 
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS[:2], ids=lambda built: built.name)

@@ -260,8 +260,10 @@ def test_a_signal_ends_the_run_after_its_step_with_a_report(
 def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(
     base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is begun with it ignored
     monkeypatch.setattr(FolderBatches, "fill", lambda _: os.kill(os.getpid(), signal.SIGINT) or iter(()))
     assert run("run", pictures, *flags(base, tmp_path / "out")) == 130
+    signal.signal(signal.SIGINT, before)
     assert "loramux: stopped" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

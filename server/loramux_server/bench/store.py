@@ -112,7 +112,8 @@ def _fill(folder: Path, adapters: int) -> None:
             ),
         )
         catalog.executemany(
-            'INSERT INTO versions VALUES (?, 1, ?, ?, ?, \'lora\', 8, 1000, NULL, \'[[], "", "", ""]\', ?)',
+            "INSERT INTO versions (adapter_id, number, digest, blob_digest, layout_digest, kind, rank, device_bytes, "
+            "bundled, notes, create_us) VALUES (?, 1, ?, ?, ?, 'lora', 8, 1000, '[]', '[[], \"\", \"\", \"\"]', ?)",
             ((n, digest, digest, layout.digest, n) for n, digest in zip(numbers, digests, strict=True)),
         )
         catalog.executemany("INSERT INTO version_details VALUES (?, 1, '{}', ?)", ((n, text) for n in numbers))
