@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from loramux_server.requests import (
 RANKS = {"attention": 6, "feed": 3, "convolution": 7, "everything": 4, "few": 2, "text": 5}
 POOL = 16
 """Rows of a pool that holds any two of these adapters beside row 0, and never all."""
+WAITING = 24
+"""Requests of a stream that wait or are drawn at once."""
 
 _PARTS: dict[str, Sequence[str]] = {
     "attention": ("attn",),
@@ -109,13 +112,16 @@ def _file(picture: Image.Image) -> bytes:
 
 def stream(server: Any, asked: Sequence[GenerationRequest], dice: random.Random) -> list[np.ndarray]:
     """The first picture of each of `asked`, drawn beside others like them that are cancelled after one to five events;
-    all come at once, and as few fit into a forward they join and leave it between steps."""
-    handles: list[Any] = []
-    for request in asked:
-        handles.append(server.submit(request))
+    some wait at any time, and as few fit into a forward they join and leave it between steps."""
+    pictures: list[np.ndarray] = []
+    waiting = deque[Any]()
+    for number, request in enumerate(asked, 1):
+        waiting.append(server.submit(request))
         if dice.random() < 0.3:
-            cancelled_after(server, random_request(dice, 1000 + len(handles)), dice.randint(1, 5))
-    return [handle.pictures()[0] for handle in handles]
+            cancelled_after(server, random_request(dice, 1000 + number), dice.randint(1, 5))
+        if len(waiting) == WAITING:
+            pictures.append(waiting.popleft().pictures()[0])
+    return pictures + [handle.pictures()[0] for handle in waiting]
 
 
 def cancelled_after(server: Any, request: GenerationRequest, events: int) -> None:

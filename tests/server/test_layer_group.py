@@ -1,29 +1,14 @@
 """Numbers in layers that share them: whoever touches a layer, a table may name anybody's."""
 
-from types import SimpleNamespace
-
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loramux_server.engine import layer_group
 from loramux_server.engine.blends import EVERYWHERE, Added
 from loramux_server.engine.lora_layers import wrap
 from loramux_server.engine.module_factors import ModuleFactors
 
 CPU = torch.device("cpu")
-
-
-def test_writing_rests_after_each_layer_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that ticks have the cores and the interpreter half of the time; of layers that it leaves alone too."""
-    group = wrap({"unet": nn.ModuleDict({"one": nn.Linear(6, 5), "two": nn.Linear(6, 5)})})["unet.rest"]
-    group.open(32, CPU)
-    rests, clock = list[float](), iter((1.0, 4.0, 10.0, 10.5))
-    slow = SimpleNamespace(perf_counter=lambda: next(clock), sleep=rests.append)
-    monkeypatch.setattr(layer_group, "time", slow)
-    group.write({"unet.rest": (1,)}, {"unet.two": ModuleFactors({"a": torch.ones(1, 6), "b": torch.ones(1, 5)}, 1.0)})
-    assert rests == [3.0, 0.5]
 
 
 def test_scale_rows_of_adapters_that_touch_other_layers() -> None:

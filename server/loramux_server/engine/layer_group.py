@@ -4,7 +4,6 @@ Takes layers, one adapter's factors with the numbers that it owns, and what each
 It knows no adapter by name, no request and no queue.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,16 +104,12 @@ class LayerGroup:
 
     @torch.no_grad()
     def write(self, numbers: Rows, factors: Mapping[str, ModuleFactors]) -> None:
-        """Writes one adapter's factors {module path: factors} under the numbers that it owns, into every layer. Rests
-        after each as long as that took: ticks run on the same cores and in the same interpreter, and are held up by one
-        layer at the most."""
+        """Writes one adapter's factors {module path: factors} under the numbers that it owns, into every layer."""
         rows = numbers.get(self.name, ())
         scales = tuple(self._scale_place(room, numbers) for room in (OUTPUTS, INPUTS))
         side = next(iter(numbers.get(self.name + SIDES, ())), None)
         for path, layer in self.layers.items():
-            begun = time.perf_counter()
             _write(layer, rows, scales, side, factors.get(path), self.rows.size)
-            time.sleep(time.perf_counter() - begun)
         for path, norm in self.norms.items():
             if path in factors and side is not None:
                 norm.sides[side] = factors[path].norm(norm.weight)
