@@ -25,12 +25,22 @@ def seal_entry(at: int) -> dict[str, object]:
     return {"dtype": "U8", "shape": [SEAL_BYTES], "data_offsets": [at, at + SEAL_BYTES]}
 
 
-def is_unbroken(path: Path) -> bool:
-    """Whether the file ends with the seal of what comes before. Raises OSError."""
-    found, left = Seal(), path.stat().st_size - SEAL_BYTES
+def is_unbroken(path: Path, into: memoryview | None = None) -> bool:
+    """Whether the file ends with the seal of what comes before. into: as long as the file; it is given the bytes on the
+    way, so that nobody reads them twice. Raises OSError."""
+    found, at, end = Seal(), 0, path.stat().st_size - SEAL_BYTES
     buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as handle:
-        while left > 0 and (count := handle.readinto(buffer[: min(left, _CHUNK)])):
-            found.update(buffer[:count])
-            left -= count
-        return handle.read(SEAL_BYTES + 1) == found.digest()
+        while at < end:
+            piece = buffer[: end - at] if into is None else into[at : min(at + _CHUNK, end)]
+            count = handle.readinto(piece)
+            if not count:
+                return False
+            found.update(piece[:count])
+            at += count
+        seal = handle.read(SEAL_BYTES + 1)
+    if seal != found.digest():
+        return False
+    if into is not None:
+        into[end:] = seal
+    return True

@@ -1,6 +1,6 @@
 """The store: adapters come in as files and are kept, listed and handed out.
 
-Takes upload specs, bytes and names; gives records, reports and paths, never live tensors.
+Takes upload specs, bytes and names; gives records, reports, paths and bytes, never live tensors.
 Synchronous and thread-safe. Knows no server, no gRPC and no kernels.
 
 The way of an upload, each step durable before the next: part file -> sha256 -> container check -> layout
@@ -20,7 +20,8 @@ from loramux_store.backup import refuse_backup
 from loramux_store.blobs import READ_CHUNK, Shelf
 from loramux_store.catalog import Catalog, NewVersion
 from loramux_store.collecting import collect
-from loramux_store.compiled_file import is_current
+from loramux_store.compiled_file import CompiledFile
+from loramux_store.compiling import Compiling
 from loramux_store.conversion import convert, planned
 from loramux_store.disk import Disk, free_bytes, refuse_network
 from loramux_store.errors import Closed, InvalidArgument, NotFound, UploadNotFound
@@ -50,7 +51,6 @@ from loramux_store.record import (
     VersionSummary,
 )
 from loramux_store.room import Limits, check_room
-from loramux_store.seal import Seal
 from loramux_store.sniff import MAX_FILE
 from loramux_store.upload import Upload, check_spec
 from loramux_store.uploads import Unfinished, Uploads
@@ -72,6 +72,7 @@ class Store:
         self._catalog = catalog
         self._uploads = uploads
         self._limits = limits
+        self._compiling = Compiling(shelf, self.layout, limits.file_bytes)
         self._closed = False
 
     @classmethod
@@ -203,7 +204,7 @@ class Store:
             return Published(None, _warned(plan.report, warnings), created=False)
         compiled = self._shelf.new_part()
         try:
-            report = _warned(plan.report, self._write_compiled(plan, compiled))
+            report = _warned(plan.report, self._compiling.write(plan, compiled))
             upload.sync()
             new = new_version(upload, blob_digest, plan, report, container)
             version, created = self._open_catalog().add_version(
@@ -221,19 +222,6 @@ class Store:
     def _plan(self, container: Container, spec: UploadSpec) -> Plan:
         wanted = self.layout(spec.layout) if spec.layout is not None else None
         return planned(container, spec.options, spec.name, self.layouts(), wanted)
-
-    def _write_compiled(self, plan: Plan, part: Path) -> tuple[str, ...]:
-        disk, seal = self._shelf.disk, Seal()
-        with disk.create(part) as handle:
-
-            def write(data: memoryview) -> None:
-                seal.update(data)
-                disk.write(handle, data)
-
-            warnings = convert(plan, write)
-            disk.write(handle, seal.digest())
-            disk.sync(handle)
-        return warnings
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -336,20 +324,11 @@ class Store:
 
     def compiled(self, version: VersionRecord) -> Path:
         """The compiled file of a version; made again from the blob if it is not as it should be."""
-        path = self._shelf.compiled_file(version.layout_digest, version.digest)
-        if is_current(path, version.ranks, version.embeddings):
-            return path
-        layout = self.layout(version.layout_digest)
-        blob = self._shelf.verified_blob(version.blob_digest)
-        container = read_container(blob, max(self._limits.file_bytes, version.size_bytes))
-        plan = planned(container, version.options, version.adapter, [layout], layout)
-        part = self._shelf.new_part()
-        try:
-            self._write_compiled(plan, part)
-            self._shelf.disk.publish(part, path)
-        finally:
-            self._shelf.drop(part)
-        return path
+        return self._compiling.path(version)
+
+    def read_compiled(self, version: VersionRecord) -> CompiledFile:
+        """That file in memory, checked while it is read, which is once."""
+        return self._compiling.read(version)
 
     def _open_catalog(self) -> Catalog:
         if self._closed:

@@ -115,7 +115,7 @@ class App:
         )
         self.engine = Engine(
             base,
-            HostTier(CompiledReader(self.store.compiled, self.metrics), settings.host_cache_bytes, self.metrics),
+            HostTier(CompiledReader(self.store.read_compiled, self.metrics), settings.host_cache_bytes, self.metrics),
             self.metrics,
             version=self.version,
             pool_bytes=settings.pool_bytes,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from loramux_server.bench.harness import Row, medians
-from loramux_server.engine.compiled_reader import CompiledFile
+from loramux_server.engine.compiled_reader import host_adapter
 from loramux_store.layout import known_layout
 from loramux_store.record import UploadSpec, VersionRecord
 from loramux_store.seal import Seal
@@ -32,7 +32,7 @@ def measure(folder: Path, rank: int = 32) -> list[Row]:
     with Store.open(folder / "sdxl") as store:
         version = _published(store, source)
         compiled = store.compiled(version)
-        _check(compiled, tensors)
+        _check(store, version, tensors)
         del tensors
 
         def publish() -> None:
@@ -45,7 +45,7 @@ def measure(folder: Path, rank: int = 32) -> list[Row]:
             _copied(compiled, target, Seal().update)
 
         def load() -> None:
-            assert len(CompiledFile.read(store.compiled(version)).adapter().factors) == len(version.ranks)
+            assert len(host_adapter(store.read_compiled(version)).factors) == len(version.ranks)
 
         taken = medians({"publish": publish, "plain": plain}, _REPEATS)
         taken |= medians({"load": load, "read": compiled.read_bytes}, _REPEATS)
@@ -76,10 +76,9 @@ def _published(store: Store, source: Path) -> VersionRecord:
     return published.version
 
 
-def _check(compiled: Path, tensors: dict[str, Tensor]) -> None:
+def _check(store: Store, version: VersionRecord, tensors: dict[str, Tensor]) -> None:
     """What is loaded is what was uploaded."""
-    assert load_file(compiled)
-    for path, module in CompiledFile.read(compiled).adapter().factors.items():
+    for path, module in host_adapter(store.read_compiled(version)).factors.items():
         assert torch.equal(module.parts["a"], tensors[f"{path}.lora_A.weight"].float())
         assert torch.equal(module.parts["b"], tensors[f"{path}.lora_B.weight"].float().T)
 
