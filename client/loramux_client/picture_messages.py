@@ -227,6 +227,7 @@ def _read_adapter(message: pb.AppliedAdapter) -> pictures.AppliedAdapter:
         text_encoder_2=parts.text_encoder_2 if parts.HasField("text_encoder_2") else 1.0,
         kind=read_kind(message.kind),
         trigger=message.trigger,
+        bundled_triggers=tuple(message.bundled_triggers),
     )
 
 

@@ -127,7 +127,8 @@ class Asking(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class AppliedAdapter:
-    """One adapter as it was applied. kind: lora or embedding; trigger: of an embedding, else empty."""
+    """One adapter as it was applied. kind: lora or embedding; trigger: of an embedding, else empty; bundled_triggers:
+    of the embeddings that came with a LoRA and act."""
 
     adapter: str
     version: int
@@ -140,6 +141,7 @@ class AppliedAdapter:
     text_encoder_2: float = 1.0
     kind: str = "lora"
     trigger: str = ""
+    bundled_triggers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,15 @@ def acting(blend: Sequence[Weighted], encoder: str) -> list[Acting]:
     ]
 
 
+def bundled_triggers(weighted: Weighted) -> list[str]:
+    """Of what is bundled with a LoRA and acts in some text encoder."""
+    return [
+        each.trigger
+        for each in weighted.version.bundled
+        if any(weighted.in_text_encoder(encoder) != 0 for encoder in each.widths)
+    ]
+
+
 def violations(field: str, blend: Sequence[Weighted]) -> list[Violation]:
     """For the blend of a field, as asked for."""
     found: list[Violation] = []

@@ -11,6 +11,7 @@ from loramux.v1 import generation_pb2
 from loramux_server import admission, images
 from loramux_server.adapter_messages import KIND_NUMBERS
 from loramux_server.admission import BaseFacts
+from loramux_server.embeddings import bundled_triggers
 from loramux_server.errors import InvalidRequest, Violation
 from loramux_server.requests import (
     QUALITY,
@@ -214,6 +215,7 @@ def _applied_adapter(weighted: Weighted) -> generation_pb2.AppliedAdapter:
         schedule=[generation_pb2.SchedulePoint(progress=at, factor=factor) for at, factor in weighted.schedule],
         kind=KIND_NUMBERS[weighted.version.kind],
         trigger=weighted.version.embedding.trigger if weighted.version.embedding else "",
+        bundled_triggers=bundled_triggers(weighted),
     )
 
 

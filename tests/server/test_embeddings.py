@@ -16,6 +16,7 @@ from peer_schedulers import peer_scheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from loramux_server import messages
 from loramux_server.engine.chunks import fill
 from loramux_server.engine.engine import _blends
 from loramux_server.engine.triggers import split
@@ -322,6 +323,30 @@ def test_the_cache_knows_what_is_bundled(bundles: Any) -> None:
     assert len({text.numpy().tobytes() for text in texts[:3]}) == 3
     again = [encoded(bundles, replace(asked, blend=blend(name))) for name in ("other", "again", "bundle", "everything")]
     assert all(torch.equal(one, other) for one, other in zip(texts, again[::-1], strict=True))
+
+
+def test_the_cache_knows_whose_vectors_a_token_means(bundles: Any, tmp_path: Path, three_adapters: Any) -> None:
+    """Two LoRAs that leave the text encoder alone and bundle other vectors for one token."""
+    lora = load_file(three_adapters(Path(bundles.app.settings.base), tmp_path, 0.5)[0].file)
+    unet = {name: tensor for name, tensor in lora.items() if "text_encoder" not in name and "lora_te" not in name}
+    assert 0 < len(unet) < len(lora)
+    for name, seed in (("first", 21), ("second", 22)):
+        save_file(unet | {"bundle_emb.<cat>.emb_params": drawn(1, 32, seed=seed)}, tmp_path / f"{name}.safetensors")
+        bundles.app.store.publish(tmp_path / f"{name}.safetensors", UploadSpec(name))
+    asked = replace(ASKED, prompt="a <cat>")
+    texts = [encoded(bundles, replace(asked, blend=blend(name))) for name in ("first", "second", "first")]
+    assert torch.equal(texts[0], texts[2]) and not torch.allclose(texts[0], texts[1], atol=1e-2)
+
+
+def test_what_was_applied_names_the_bundled_embeddings_that_acted(bundles: Any) -> None:
+    off = PartWeights(text_encoder=0.0)
+    entries = (BlendEntry("bundle", 0.5), BlendEntry("other", 1.0, off), BlendEntry("word", 1.0))
+    job = bundles.admission.admit(replace(ASKED, prompt="an apple", blend=entries))
+    told = [
+        (each.trigger, list(each.bundled_triggers))
+        for each in messages.applied(job, bundles.admission.base, "0").adapters
+    ]
+    assert told == [("", [TRIGGERS[name] for name in BUNDLED]), ("", []), (TRIGGERS["word"], [])]
 
 
 def test_two_meanings_of_a_token_are_refused(bundles: Any) -> None:

@@ -204,7 +204,8 @@ def _over(applied: Applied) -> list[str]:
 
 
 def _said(adapter: AppliedAdapter) -> str:
-    at = f" at {adapter.trigger!r}" if adapter.trigger else ""
+    triggers = (adapter.trigger,) if adapter.trigger else adapter.bundled_triggers
+    at = f" at {', '.join(map(repr, triggers))}" if triggers else ""
     return f"{adapter.adapter}@{adapter.version}={adapter.weight:g} ({terminal.short(adapter.digest)}){at}"
 
 

@@ -208,7 +208,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., negative_size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ..., preview_every: _Optional[int] = ..., image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., mask_blur: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class AppliedAdapter(_message.Message):
-    __slots__ = ("adapter", "version", "digest", "weight", "part_weights", "schedule", "kind", "trigger")
+    __slots__ = ("adapter", "version", "digest", "weight", "part_weights", "schedule", "kind", "trigger", "bundled_triggers")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +217,7 @@ class AppliedAdapter(_message.Message):
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    BUNDLED_TRIGGERS_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     version: int
     digest: str
@@ -225,7 +226,8 @@ class AppliedAdapter(_message.Message):
     schedule: _containers.RepeatedCompositeFieldContainer[SchedulePoint]
     kind: _adapter_pb2.AdapterKind
     trigger: str
-    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., part_weights: _Optional[_Union[PartWeights, _Mapping]] = ..., schedule: _Optional[_Iterable[_Union[SchedulePoint, _Mapping]]] = ..., kind: _Optional[_Union[_adapter_pb2.AdapterKind, str]] = ..., trigger: _Optional[str] = ...) -> None: ...
+    bundled_triggers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., part_weights: _Optional[_Union[PartWeights, _Mapping]] = ..., schedule: _Optional[_Iterable[_Union[SchedulePoint, _Mapping]]] = ..., kind: _Optional[_Union[_adapter_pb2.AdapterKind, str]] = ..., trigger: _Optional[str] = ..., bundled_triggers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("adapters", "seed", "sampler", "steps", "guidance_scale", "width", "height", "base_digest", "server_version", "sigma_schedule", "guidance_rescale", "timesteps", "prompt_syntax", "long_prompt", "clip_skip", "negative_adapters", "has_negative_blend", "strength", "image_sha256", "mask_sha256", "mask_blur", "size_conditioning", "negative_size_conditioning")

@@ -13,7 +13,8 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,10 +57,13 @@ async def _measure_streams(folder: Path, crowd: streams.Crowd) -> list[Row]:
 
 async def _measure(folder: Path, seconds: float, max_queue: int) -> list[Row]:
     async with serving(folder, "--max-queue", str(max_queue)) as ready, AsyncClient(ready.grpc, timeout=120) as client:
-        await _closed_loop(client, seconds / 12)  # whatever is made once is made
-        before = await _closed_loop(client, seconds / 6)
-        heard = await _open_loop(client, ready, before * OVERLOAD, seconds)
-        after = await _closed_loop(client, seconds / 6)
+        async with _watched(client, ready):
+            await _closed_loop(client, seconds / 12)  # whatever is made once is made
+            before = await _closed_loop(client, seconds / 6)
+        async with _watched(client, ready) as heard:
+            await _open_loop(client, heard, before * OVERLOAD, seconds)
+        async with _watched(client, ready):
+            after = await _closed_loop(client, seconds / 6)
     capacity = (before + after) / 2
     sent, served = sum(heard.ends.values()), heard.ends["in time"] + heard.ends["after the end"]
     third = len(heard.memory) // 3
@@ -91,10 +95,23 @@ async def _closed_loop(client: AsyncClient, seconds: float) -> float:
     return drawn / (time.monotonic() - started)
 
 
-async def _open_loop(client: AsyncClient, ready: Ready, rate: float, seconds: float) -> _Heard:
-    """Requests at exponential intervals, none of which waits for another."""
-    heard, chance, asked = _Heard(), random.Random(0), set[asyncio.Task[None]]()
+@asynccontextmanager
+async def _watched(client: AsyncClient, ready: Ready) -> AsyncGenerator[_Heard]:
+    """Health checks and metrics of what happens within; they cost what they cost in every phase, so that phases may be
+    compared."""
+    heard = _Heard()
     watching = [asyncio.create_task(watch) for watch in (_watch_health(client, heard), _watch_metrics(ready, heard))]
+    try:
+        yield heard
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+
+
+async def _open_loop(client: AsyncClient, heard: _Heard, rate: float, seconds: float) -> None:
+    """Requests at exponential intervals, none of which waits for another."""
+    chance, asked = random.Random(0), set[asyncio.Task[None]]()
     due = started = time.monotonic()
     while due < started + seconds:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
@@ -102,10 +119,7 @@ async def _open_loop(client: AsyncClient, ready: Ready, rate: float, seconds: fl
         asked.add(task)
         task.add_done_callback(asked.discard)
         due += chance.expovariate(rate)
-    for task in watching:
-        task.cancel()
-    await asyncio.gather(*asked, *watching, return_exceptions=True)
-    return heard
+    await asyncio.gather(*asked)
 
 
 async def _count(heard: _Heard, end: float, ask: Callable[[], Awaitable[object]]) -> None:
