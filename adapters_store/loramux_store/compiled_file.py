@@ -14,7 +14,7 @@ and of its embeddings, the one that it is or those bundled with it, fp32 `vector
 
 Metadata: format, {module: {rank, scale, axis}} as JSON under modules, and [[trigger, vectors, {text encoder: width}]]
 under embeddings; scale multiplies all but m and bias, axis is that of m. A seal ends the file. Takes tables of shapes;
-gives the header, says whether a file is of the current form, and reads it into memory. Knows no uploads and no torch.
+gives the header, and says whether a file is of the current form. Knows no uploads and no torch.
 """
 
 from __future__ import annotations
@@ -24,30 +24,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from loramux_store.errors import Refused
-from loramux_store.header import Container, read_container
+from loramux_store.header import read_container
 from loramux_store.record import Embedding
 from loramux_store.seal import SEAL, is_unbroken, seal_entry
 
 __all__ = [
     "FORMAT",
     "MAX_FILE",
-    "CompiledFile",
+    "NO_FILE_OF_OURS",
     "CompiledModule",
     "header_bytes",
     "is_current",
-    "read_current",
+    "modules_said",
     "vector_name",
 ]
 
 FORMAT = "5"
 # Bounds the scan of our own file only: a 4 GiB upload in fp8 becomes 16 GiB of fp32.
 MAX_FILE = 1 << 40
-_NO_FILE_OF_OURS = (OSError, Refused, ValueError, AttributeError, TypeError, KeyError)
+NO_FILE_OF_OURS = (OSError, Refused, ValueError, AttributeError, TypeError, KeyError)
+"""What reading a file raises that is not as we write them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +58,6 @@ class CompiledModule:
     scale: float
     axis: str
     parts: Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledFile:
-    """One in memory. data: all its bytes, uint8, the seal too."""
-
-    container: Container
-    data: NDArray[np.uint8]
 
 
 def vector_name(number: int, encoder: str) -> str:
@@ -115,27 +106,17 @@ def _said(embeddings: Sequence[Embedding]) -> str:
 def is_current(path: Path, ranks: Mapping[str, int], embeddings: Sequence[Embedding]) -> bool:
     """Whether the file is there, of this form, of these modules and embeddings, and unbroken."""
     try:
-        return _says(read_container(path, MAX_FILE), ranks, embeddings) and is_unbroken(path)
-    except _NO_FILE_OF_OURS:
+        metadata = read_container(path, MAX_FILE).metadata
+        return modules_said(metadata, ranks, embeddings) is not None and is_unbroken(path)
+    except NO_FILE_OF_OURS:
         return False
 
 
-def read_current(path: Path, ranks: Mapping[str, int], embeddings: Sequence[Embedding]) -> CompiledFile | None:
-    """The file, read once and at once; None where `is_current` says no."""
-    try:
-        container = read_container(path, MAX_FILE)
-        data = np.empty(container.size, np.uint8)
-        whole = _says(container, ranks, embeddings) and is_unbroken(path, data.data)
-    except _NO_FILE_OF_OURS:
+def modules_said(
+    metadata: Mapping[str, str], ranks: Mapping[str, int], embeddings: Sequence[Embedding]
+) -> Mapping[str, Mapping[str, Any]] | None:
+    """What a header says of its modules; None unless it is of this form, of these modules and embeddings."""
+    if metadata.get("format") != FORMAT or metadata.get("embeddings") != _said(embeddings):
         return None
-    return CompiledFile(container, data) if whole else None
-
-
-def _says(container: Container, ranks: Mapping[str, int], embeddings: Sequence[Embedding]) -> bool:
-    """Whether a file's header says that it is of this form, of these modules and embeddings."""
-    table = json.loads(container.metadata.get("modules", "null"))
-    return (
-        container.metadata.get("format") == FORMAT
-        and {module: row["rank"] for module, row in table.items()} == dict(ranks)
-        and container.metadata.get("embeddings") == _said(embeddings)
-    )
+    table = json.loads(metadata["modules"])
+    return table if {module: row["rank"] for module, row in table.items()} == dict(ranks) else None

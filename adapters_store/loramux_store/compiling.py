@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loramux_store.blobs import Shelf
-from loramux_store.compiled_file import CompiledFile, is_current, read_current
+from loramux_store.compiled_file import is_current
 from loramux_store.conversion import convert, planned
 from loramux_store.errors import DataLoss
 from loramux_store.formats.plan import Plan
@@ -17,6 +18,9 @@ from loramux_store.header import read_container
 from loramux_store.layout import Layout
 from loramux_store.record import VersionRecord
 from loramux_store.seal import Seal
+
+if TYPE_CHECKING:
+    from loramux_store.compiled_arrays import CompiledFile
 
 __all__ = ["Compiling"]
 
@@ -53,6 +57,9 @@ class Compiling:
     def read(self, version: VersionRecord) -> CompiledFile:
         """A version's file in memory, as it should be; its bytes are read once. Raises DataLoss like `path`, and where
         a file that was made again cannot be read."""
+        # here, not above: whoever only lists adapters needs no numpy
+        from loramux_store.compiled_arrays import read_current
+
         path = self._path(version)
         found = read_current(path, version.ranks, version.embeddings)
         if found is None:

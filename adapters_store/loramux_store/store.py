@@ -14,13 +14,12 @@ from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from loramux_store.backup import refuse_backup
 from loramux_store.blobs import READ_CHUNK, Shelf
 from loramux_store.catalog import Catalog, NewVersion
 from loramux_store.collecting import collect
-from loramux_store.compiled_file import CompiledFile
 from loramux_store.compiling import Compiling
 from loramux_store.conversion import convert, planned
 from loramux_store.disk import Disk, free_bytes, refuse_network
@@ -54,6 +53,9 @@ from loramux_store.room import Limits, check_room
 from loramux_store.sniff import MAX_FILE
 from loramux_store.upload import Upload, check_spec
 from loramux_store.uploads import Unfinished, Uploads
+
+if TYPE_CHECKING:
+    from loramux_store.compiled_arrays import CompiledFile
 
 __all__ = ["Store"]
 

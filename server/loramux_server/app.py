@@ -28,14 +28,15 @@ from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server import images
 from loramux_server.access import read_access
 from loramux_server.adapter_service import AdapterService
-from loramux_server.admission import Admission, BaseFacts
+from loramux_server.admission import Admission
+from loramux_server.base_facts import base_facts
 from loramux_server.collectors import Held, MemoryCollector, ResidencyCollector, StoreCollector
 from loramux_server.engine import memory_use, row_budget, sampling
 from loramux_server.engine.compiled_reader import CompiledReader
 from loramux_server.engine.engine import Engine, Fixed, Observer
 from loramux_server.engine.host_tier import HostTier
 from loramux_server.engine.load_base import find_base, load_base
-from loramux_server.engine.pipeline import Base, Distilled, Family
+from loramux_server.engine.pipeline import Base
 from loramux_server.errors import BadSetting
 from loramux_server.gate import Gate
 from loramux_server.http import AdminServer
@@ -45,18 +46,17 @@ from loramux_server.listening import listen, refuse_openness
 from loramux_server.metrics import Metrics
 from loramux_server.reloading import Watched, keep_current
 from loramux_server.request_log import RequestLog
-from loramux_server.requests import Sampler, ServerFacts
+from loramux_server.requests import ServerFacts
 from loramux_server.runner import Runner
 from loramux_server.scheduler import Scheduler
+from loramux_server.seeding import seed
 from loramux_server.service import GenerationService
 from loramux_server.settings import BUILTIN, Settings
 from loramux_server.tiers import Tiers
 from loramux_server.tls import Credentials, files, read_identity
 from loramux_server.tracing import Tracing, open_tracing
 from loramux_server.watchdog import Service, Watchdog
-from loramux_store.header import read_container
 from loramux_store.layout import KNOWN_NAMES, Layout
-from loramux_store.record import UploadSpec
 from loramux_store.sniff import MAX_FILE
 from loramux_store.store import Store
 
@@ -76,11 +76,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", 2 * images.MAX_BYTES + (1 << 20)),  # image, mask and the rest of a request
 ]
 DETERMINISTIC_ROWS = 4  # of every forward with --deterministic: two guided pictures
-_BUILTIN_GUIDANCE = 3.0  # what the built-in base's card was measured with
 _CPU_ROWS = 32  # of a forward on the CPU, where memory is no bound
-_GUIDANCE = {Family.SD1: 7.5, Family.SD2: 7.5, Family.SDXL: 5.0}  # as diffusers' pipelines have it, like the next
-_DISTILLED_GUIDANCE = {Distilled.LCM: 8.5, Distilled.TURBO: 1.0}  # a turbo model knows no unconditional row
-_STEPS, _DISTILLED_STEPS = 20, 4
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "pillow")  # of what a picture is made with
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -129,14 +125,14 @@ class App:
         self._collect()
         layout = _registered(self.engine.layout, self.store)
         if settings.base == BUILTIN:
-            _seed(self.store, settings.store / "seeded")
+            seed(self.store, BUILTIN_FOLDER / "adapters", settings.store / "seeded")
         max_rows = _max_rows(settings, base, self.engine.later_bytes)
         self.metrics.max_rows.set(max_rows((base.side // base.latent_scale) ** 2))
         self.metrics.queue_limit.set(settings.max_queue)
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, max_rows), self.metrics)
         self.admission = Admission(
             self.store,
-            _facts(self.engine, layout, settings),
+            base_facts(self.engine, layout, settings),
             check_blends=self.engine.adapters.check,
             check_sampling=partial(sampling.violations, scheduler_config=base.scheduler_config),
             check_prompts=self.engine.conditioner.violations,
@@ -336,65 +332,3 @@ def _registered(layout: Layout, store: Store) -> Layout:
         layout = Layout(f"base-{layout.name}", layout.modules)
     store.register_layout(layout)
     return layout
-
-
-def _facts(engine: Engine, layout: Layout, settings: Settings) -> BaseFacts:
-    base = engine.base
-    return BaseFacts(
-        name=base.name,
-        digest=base.digest,
-        layout_name=layout.name,
-        layout_digest=layout.digest,
-        side=base.side,
-        size_multiple=base.latent_scale,
-        min_side=base.min_side,
-        max_side=max(settings.max_side, base.side),
-        max_rank=engine.max_rank,
-        inpainting=base.inpainting,
-        guidance_scale=_BUILTIN_GUIDANCE if settings.base == BUILTIN else _guidance(base),
-        steps=_DISTILLED_STEPS if base.distilled else _STEPS,
-        sampler=_sampler(base),
-        family=base.family,
-        distilled=base.distilled,
-        guidance_embedded=base.guidance_width is not None,
-        text_widths=layout.text_widths,
-        size_conditioned=base.unet.config["addition_embed_type"] == "text_time",
-    )
-
-
-def _guidance(base: Base) -> float:
-    return _DISTILLED_GUIDANCE[base.distilled] if base.distilled else _GUIDANCE[base.family]
-
-
-def _sampler(base: Base) -> Sampler:
-    """LCM and turbo models were distilled for one sampler; others draw well with any."""
-    if base.distilled == Distilled.LCM:
-        return Sampler.LCM
-    if base.distilled == Distilled.TURBO:
-        ancestral = "Ancestral" in base.scheduler_config["_class_name"]
-        return Sampler.EULER_ANCESTRAL if ancestral else Sampler.EULER
-    return Sampler.DPMPP_2M
-
-
-def _seed(store: Store, marker: Path) -> None:
-    """Puts the built-in adapters on an empty shelf, once: `marker` is written when all of them are there.
-
-    A shelf with only some of them and no marker is one whose seeding was cut off; it is finished.
-    """
-    files = {file.stem: file for file in sorted((BUILTIN_FOLDER / "adapters").glob("*.safetensors"))}
-    shelf = {record.name for record in store.list_adapters(len(files) + 1, "").items}
-    if marker.exists() or not shelf <= files.keys():
-        return
-    for name in files.keys() - shelf:
-        metadata = read_container(files[name]).metadata
-        trigger = metadata.get("modelspec.trigger_phrase")
-        store.publish(
-            files[name],
-            UploadSpec(
-                name=name,
-                trigger_words=(trigger,) if trigger else (),
-                description=metadata.get("modelspec.description", ""),
-            ),
-        )
-        _log.info("seeded", adapter=name)
-    marker.touch()

@@ -4,7 +4,6 @@ Takes versions, and the store's compiled files in memory; gives factors and vect
 knows no device and keeps nothing.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,9 @@ from torch import Tensor
 from loramux_server.engine.blends import Vectors
 from loramux_server.engine.module_factors import ModuleFactors
 from loramux_server.metrics import Metrics
-from loramux_store.compiled_file import CompiledFile, vector_name
+from loramux_store.compiled_arrays import CompiledFile
+from loramux_store.compiled_file import vector_name
 from loramux_store.record import VersionRecord
-from loramux_store.seal import SEAL
 
 Read = Callable[[VersionRecord], "HostAdapter"]
 
@@ -59,20 +58,13 @@ class CompiledReader:
 
 
 def host_adapter(file: CompiledFile) -> HostAdapter:
-    """What is in a file; everything is a view of its bytes: `safe_open` keeps two integers for every tensor it ever
-    gave, and `load` copies each (safetensors 0.8)."""
-    data, container = torch.from_numpy(file.data), file.container
-    tensors = {
-        name: data[entry.begin : entry.end].view(torch.float32).view(entry.shape)
-        for name, entry in container.tensors.items()
-        if name != SEAL
-    }
-    said = {name: json.loads(container.metadata[name]) for name in ("modules", "embeddings")}
+    """What is in a file; its tensors are views of the file's bytes."""
+    tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     vectors = tuple(
         {encoder: tensors[vector_name(number, encoder)] for encoder in widths}
-        for number, (_, _, widths) in enumerate(said["embeddings"])
+        for number, (_, _, widths) in enumerate(file.embeddings)
     )
-    return HostAdapter(_factors(tensors, said["modules"]), vectors)
+    return HostAdapter(_factors(tensors, file.modules), vectors)
 
 
 def _factors(tensors: Mapping[str, Tensor], modules: Mapping[str, Mapping[str, Any]]) -> dict[str, ModuleFactors]:
