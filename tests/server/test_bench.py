@@ -247,9 +247,12 @@ def test_one_json_object(name: str) -> None:
 
 async def test_a_server_asked_for_too_much_refuses_with_a_time_to_wait(tmp_path: Path) -> None:
     """The short form of `loramux bench serve`: two hundred requests in two seconds, of which four may wait."""
-    async with serving(tmp_path, "--max-queue", "4") as ready, AsyncClient(ready.grpc, timeout=60) as client:
-        async with serve._watched(client, ready) as heard:
-            await serve._open_loop(client, heard, rate=100.0, seconds=2.0)
+    async with (
+        serving(tmp_path, "--max-queue", "4") as ready,
+        AsyncClient(ready.grpc, timeout=60) as client,
+        serve._watched(client, ready) as heard,
+    ):
+        await serve._open_loop(client, heard, rate=100.0, seconds=2.0)
     drawn = heard.ends.pop("in time", 0) + heard.ends.pop("after the end", 0)
     assert drawn >= 4 and heard.ends.pop("refused") > 50 and not heard.ends
     assert 0 < max(heard.queued) <= 4 and heard.health and heard.memory
