@@ -6,6 +6,7 @@ process grows beyond RSS_MB. Inputs that reach new code are kept in `out/fuzz/co
 """
 
 import importlib
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -25,8 +26,10 @@ with atheris.instrument_imports(include=["loramux_store"]):
     import fuzz_seeds
     import fuzz_targets
 
-    for _late in ("convert", "convert_embedding"):  # imported when the first file is converted
-        importlib.import_module(f"loramux_store.formats.{_late}")
+    from loramux_store import formats
+
+    for _module in pkgutil.iter_modules(formats.__path__):  # some are imported when the first file is converted
+        importlib.import_module(f"{formats.__name__}.{_module.name}")
 
 
 def feed(data: bytes) -> int:

@@ -1,5 +1,10 @@
 """What the fuzzer checks, in short: its corpus, and some hundred inputs made of it. `make fuzz` goes on from there."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import fuzz_seeds
 import fuzz_targets
 import pytest
@@ -44,6 +49,31 @@ def test_a_config_nested_as_deep_as_json_is_read() -> None:
     """Somewhere below the limit of recursion json still reads what repr cannot say."""
     for depth in range(700, 1000):
         fuzz_targets.config(b'{"r":' + b"[" * depth + b"]" * depth + b"}")
+
+
+STAND_IN = """
+from contextlib import nullcontext
+
+def instrument_imports(include):
+    return nullcontext()
+
+def Setup(arguments, feed):
+    global given, asked
+    given, asked = arguments, feed
+
+def Fuzz():
+    import fuzz_seeds
+    ends = [asked(seed) for seed in fuzz_seeds.seeds().values()]
+    assert "-max_total_time=7" in given and set(ends) == {0} and asked(b"") == -1
+"""
+
+
+def test_the_fuzzer_starts(tmp_path: Path) -> None:
+    """With a stand-in for atheris, which is installed where `make fuzz` is called."""
+    (tmp_path / "atheris.py").write_text(STAND_IN)
+    script, path = Path(fuzz_targets.__file__).with_name("fuzz.py"), os.environ.get("PYTHONPATH", "")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{path}"}
+    subprocess.run([sys.executable, script, "7"], env=environment, check=True)
 
 
 def _changed(seed: bytes, data: st.DataObject) -> bytes:
