@@ -1,4 +1,4 @@
-"""The module tables of Stable Diffusion 1, 2 and XL, generated from their architecture.
+"""The module tables of Stable Diffusion 1, 2, XL and the built-in base, generated from their architecture.
 
 Takes the name of an architecture; gives {module path: weight shape} of every Linear and Conv2d of
 its UNet and text encoders, in diffusers' names. Knows no diffusers and no torch: the tests
@@ -49,6 +49,7 @@ _UNETS = {
     "sd1": UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, False),
     "sd2": UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024, True),
     "sdxl": UNetConfig((320, 640, 1280), (0, 2, 10), 10, 2048, True, added=2816),
+    "builtin": UNetConfig((48, 96, 128), (1, 1, 0), 1, 128, False, resnets=1),
 }
 _TEXT_ENCODERS = {
     "sd1": {"text_encoder": _CLIP_L},
@@ -58,6 +59,7 @@ _TEXT_ENCODERS = {
         "text_encoder": _CLIP_L,
         "text_encoder_2": TextEncoderConfig(1280, 5120, 32, projection=1280),
     },
+    "builtin": {"text_encoder": TextEncoderConfig(128, 512, 2)},
 }
 
 

@@ -21,7 +21,7 @@ from loramux_store.norms import norms_before
 __all__ = ["COMPONENTS", "KNOWN_NAMES", "Layout", "ModuleSpec", "known_layout", "known_layouts"]
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-KNOWN_NAMES = ("sd1", "sd2", "sdxl")
+KNOWN_NAMES = ("sd1", "sd2", "sdxl", "builtin")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from loramux_store import Layout, ModuleSpec, known_layout
 from loramux_store.errors import InvalidArgument
+from loramux_store.layout import KNOWN_NAMES
 
 _SD1_UNET = {
     "sample_size": 64,
@@ -100,10 +101,11 @@ def test_digest_is_of_sorted_content_and_not_of_the_name() -> None:
 
 def test_digests_of_known_layouts_never_change() -> None:
     """Compiled files and versions are kept under them."""
-    assert {name: known_layout(name).digest[:16] for name in ("sd1", "sd2", "sdxl")} == {
+    assert {name: known_layout(name).digest[:16] for name in KNOWN_NAMES} == {
         "sd1": "4ec8996ee8501e50",
         "sd2": "e565d2e4077aadf5",
         "sdxl": "803f3877ad807f08",
+        "builtin": "68053eb5b659bf01",
     }
 
 

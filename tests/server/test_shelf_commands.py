@@ -105,6 +105,14 @@ def test_check_prints_a_verdict_and_exits_by_it(tmp_path: Path, capsys: pytest.C
     assert run("check", file, "--family", "sd1", "--base", "builtin") == 1
 
 
+def test_check_knows_the_built_in_base(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without being told of it, like a server."""
+    assert read_layout(BUILTIN_FOLDER / "base", "it").name == "builtin"
+    for file in (BUILTIN_FOLDER / "adapters").glob("*.safetensors"):
+        assert run("check", file, "--json") == 0
+        assert told(capsys)["family"] == "builtin"
+
+
 def test_check_against_a_base_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_tiny_sdxl(tmp_path / "tiny")
     layout = read_layout(base, "tiny")
@@ -117,16 +125,17 @@ def test_check_against_a_base_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "a folder in diffusers layout" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_a_layout_read_without_weights_is_that_of_the_loaded_base(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("name", ["tiny", "builtin"])
+def test_a_layout_read_without_weights_is_that_of_the_loaded_base(tmp_path: Path, name: str) -> None:
+    """Under its known name where it has one."""
     folder = tmp_path / "tiny"
-    if family == "sdxl":
+    if name == "tiny":
         write_tiny_sdxl(folder)
     else:
         shutil.copytree(BUILTIN_FOLDER / "base", folder)
     found = read_layout(folder, "tiny")
     groups = wrap(load_base(folder, "tiny", torch.device("cpu")).models).values()
-    assert found == Layout("tiny", {path: layer.spec for group in groups for path, layer in group.layers.items()})
+    assert found == Layout(name, {path: layer.spec for group in groups for path, layer in group.layers.items()})
     assert known_layout("sd1").digest != found.digest
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(BadBase, match=r"text_encoder/config\.json"):

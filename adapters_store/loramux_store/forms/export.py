@@ -17,7 +17,7 @@ from loramux_store.forms.factors import Factors, read_factors
 from loramux_store.forms.kohya import kohya_tensors
 from loramux_store.forms.peft import diffusers_file, peft_folders
 from loramux_store.forms.vectors import Bundled, bundled_tensors, embedding_tensors, read_vectors
-from loramux_store.layout import KNOWN_NAMES, Layout, known_layout
+from loramux_store.layout import Layout, known_layout
 from loramux_store.store import Store
 
 __all__ = ["FORMS", "Form", "export", "write_adapter"]
@@ -93,7 +93,7 @@ def _write_folders(modules: Iterable[Factors], target: Path, said: Mapping[str, 
 
 def _architecture(layout: Layout) -> dict[str, str]:
     """What tells SD1 from SD2 where shapes do not."""
-    for name in KNOWN_NAMES:
+    for name, architecture in _ARCHITECTURES.items():
         if layout.digest == known_layout(name).digest:
-            return {"modelspec.architecture": _ARCHITECTURES[name]}
+            return {"modelspec.architecture": architecture}
     return {}

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from loramux_store.layout import KNOWN_NAMES, Layout
+from loramux_store.layout import Layout
 from loramux_train.output.facts import BaseFacts, DataFacts, NetworkFacts, PictureFolder, Progress, RunFacts
 
 __all__ = ["architecture_of", "metadata_of"]
@@ -139,8 +139,7 @@ def _network_args(network: NetworkFacts) -> dict[str, object]:
 
 def _base_version(base: BaseFacts, layout: Layout) -> str:
     """sd-scripts' word where the shapes are the known ones, else the base's name: nobody should take it for SD1."""
-    known = layout.name in KNOWN_NAMES
-    return _KOHYA_NAMES[base.family, base.prediction] if known else f"loramux_{base.name}"
+    return _KOHYA_NAMES.get((layout.name, base.prediction), f"loramux_{base.name}")
 
 
 def _folders(folders: list[PictureFolder]) -> dict[str, object]:
