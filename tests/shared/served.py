@@ -20,15 +20,21 @@ from loramux_server.settings import Settings
 @contextmanager
 def served(store: Path, **values: Any) -> Generator[str]:
     """HOST:PORT."""
+    with ready(store, **values) as at:
+        yield f"{at.host}:{at.grpc_port}"
+
+
+@contextmanager
+def ready(store: Path, **values: Any) -> Generator[Ready]:
+    """Where it listens."""
     threads = torch.get_num_threads()
     asked = {"store": store, "device": "cpu", "threads": 1, "pool_bytes": 64 << 20, "port": 0, "metrics_port": 0}
-    app, stop, ready = App(Settings.model_validate(asked | values)), asyncio.Event(), Future[Ready]()
+    app, stop, listening = App(Settings.model_validate(asked | values)), asyncio.Event(), Future[Ready]()
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(app.run(ready.set_result, stop)))
+    thread = threading.Thread(target=lambda: loop.run_until_complete(app.run(listening.set_result, stop)))
     thread.start()
-    at = ready.result(60)
     try:
-        yield f"{at.host}:{at.grpc_port}"
+        yield listening.result(60)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(60)
