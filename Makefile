@@ -25,7 +25,7 @@ INSTALLED := .venv/installed-$(KEY)
 BENCHMARKS := kernels overhead engine unet store scheduler tiers serve train
 ARGS ?=
 
-.PHONY: help setup demo serve test test-full check format proto bench fuzz clean
+.PHONY: help setup demo serve test test-full check format proto api bench fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1 \t\2/p' Makefile | expand -t 20
@@ -52,7 +52,7 @@ check: $(INSTALLED) ## lint, types, import rules, schema, stubs, documents, Dock
 	.venv/bin/buf lint proto
 	.venv/bin/buf format --diff --exit-code proto
 	.venv/bin/hadolint Dockerfile
-	$(PY) -m pytest --quiet tests/test_architecture.py tests/test_packaging.py
+	$(PY) -m pytest --quiet tests/test_architecture.py tests/test_packaging.py tests/documents/test_pages.py
 
 format: $(INSTALLED) ## lay out code and schema as `make check` wants them
 	.venv/bin/ruff check --fix
@@ -64,6 +64,10 @@ proto: $(INSTALLED) ## generate the stubs beside the schema
 	PATH=$(dir $(PY)):$$PATH $(PY) -m grpc_tools.protoc -Iproto --python_out=$(PROTO_OUT) \
 		--pyi_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) --mypy_grpc_out=quiet:$(PROTO_OUT) \
 		proto/loramux/v1/*.proto
+
+API ?= docs/api.md
+api: $(INSTALLED) ## write the reference in docs/api.md from the schema
+	$(PY) docs/generator/api.py $(API)
 
 bench: $(INSTALLED) ## every benchmark -> out/bench/NAME.json
 	@mkdir -p out/bench

@@ -151,13 +151,6 @@ def test_stubs_are_fresh(tmp_path: Path) -> None:
 # documents
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
-def test_links_lead_somewhere(document: Path) -> None:
-    targets: list[str] = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
-    files = [target for target in targets if "://" not in target]
-    assert [target for target in files if not (document.parent / target).exists()] == []
-
-
 def test_the_readme_lists_every_room() -> None:
     listed = set(re.findall(r"^(\w+)/ ", (ROOT / "README.md").read_text(), re.M))
     assert listed == {*ROOMS, "benchmarks", "deploy", "tests"}
@@ -174,25 +167,18 @@ def test_commands_in_documents_exist(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setenv("COLUMNS", "200")
     commands = [words[1:] for words in _shown("loramux") if words[1] != "ready"]
     assert commands
+    told = dict[tuple[str, ...], str | None]()
     for words in commands:
         if words[0].startswith("-"):
             command: list[str] = []
         else:
             command = words[:2] if words[0] in ("adapters", "config", "train") else words[:1]
         for name in command[-1].split("|") if command else [None]:
-            text = _help(capsys, *command[:-1], *([name] if name else []))
+            full = (*command[:-1], *([name] if name else []))
+            text = told[full] if full in told else told.setdefault(full, _help(capsys, *full))
             assert text is not None, f"no such command: loramux {' '.join(words)}"
             for option in (word.split("=")[0] for word in words if re.match(r"--?[a-z]", word) and word != "--help"):
                 assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), f"no {option} in loramux {' '.join(command)}"
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
-def test_python_in_documents_imports_what_exists(document: Path) -> None:
-    blocks: list[str] = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.M | re.S)
-    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            module = importlib.import_module(node.module)
-            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
 def test_metrics_in_documents_exist() -> None:

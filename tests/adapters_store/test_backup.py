@@ -1,6 +1,8 @@
 """Backups are whole, also while the store is written to, and become stores again."""
 
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,22 @@ def test_a_backup_of_a_store_being_written_to_is_whole(store: Store, tmp_path: P
             assert uploads == list(range(latest, 0, -1))
             for version in again.list_versions("x", 4).items:
                 assert b"".join(again.read_blob(version)) == files[(version.number - 1) % 4].read_bytes()
+
+
+@pytest.mark.parametrize("schema", ["0003", "9999"])
+def test_a_backup_by_another_release_leaves_the_schema_as_it_is(filled: Store, tmp_path: Path, schema: str) -> None:
+    root, target = tmp_path / "store", tmp_path / "backup"
+    stamp(root / "catalog.sqlite3", schema)
+    assert back_up(root, target).blobs == 3
+    assert [stamp(file) for file in (root / "catalog.sqlite3", target / "backup.sqlite3")] == [schema, schema]
+
+
+def stamp(catalog: Path, schema: str | None = None) -> str:
+    """The schema that a catalog says it has, made another one first where that is given."""
+    with closing(sqlite3.connect(catalog)) as opened, opened:
+        if schema is not None:
+            opened.execute("update alembic_version set version_num = ?", (schema,))
+        return str(opened.execute("select version_num from alembic_version").fetchone()[0])
 
 
 def damage(root: Path, digest: str) -> None:

@@ -27,8 +27,11 @@ if _version_not_supported:
 
 
 class AdapterServiceStub:
-    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux"), and BadRequest where a
-    field is at fault.
+    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason, which docs/errors.md explains, and
+    BadRequest where a field is at fault.
+
+    What changes the shelf may also end with NO_SPACE, STORE_READ_ONLY or DISK_FAILED, and with DRAINING while the server
+    stops.
     """
 
     def __init__(self, channel):
@@ -115,20 +118,25 @@ class AdapterServiceStub:
 
 
 class AdapterServiceServicer:
-    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux"), and BadRequest where a
-    field is at fault.
+    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason, which docs/errors.md explains, and
+    BadRequest where a field is at fault.
+
+    What changes the shelf may also end with NO_SPACE, STORE_READ_ONLY or DISK_FAILED, and with DRAINING while the server
+    stops.
     """
 
     def UploadAdapter(self, request_iterator, context):
         """Puts a safetensors file on the shelf as a new version. The first message is the spec, all others
-        are chunks. INVALID_ARGUMENT for a bad spec or a refused file (ErrorInfo.reason is the refusal
-        reason), DATA_LOSS where bytes do not match sha256, RESOURCE_EXHAUSTED over a size limit or quota
-        and where the disk has no room, which is asked before any byte is taken.
+        are chunks. Size, quota and room on the disk are asked before any byte is taken.
 
         With an upload_id, a call that ends early leaves what came: GetUpload says how much, and another
-        call with the same spec and that offset goes on. FAILED_PRECONDITION (ErrorInfo.reason
-        WRONG_OFFSET, metadata "received") for another offset, ABORTED (UPLOAD_BUSY, with RetryInfo) while
-        another call writes to the upload, DEADLINE_EXCEEDED where no message comes for half a minute.
+        call with the same spec and that offset goes on.
+
+        INVALID_FIELD for a bad spec. A file that is refused ends the call with the reason in small letters
+        (`too_large`, `checksum_mismatch`, `shape_mismatch`...) and metadata that names the tensor or the byte.
+        QUOTA_EXCEEDED over the store's quota, UPLOAD_BYTES (with RetryInfo) over the token's. WRONG_OFFSET
+        (metadata "received") for another offset, UPLOAD_BUSY (with RetryInfo) while another call writes to the
+        upload, UPLOAD_STALLED where no message comes for half a minute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +150,7 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """How far an upload has come, or what became of it. NOT_FOUND where there is none: it was aborted or
+        """How far an upload has come, or what became of it. UPLOAD_NOT_FOUND where there is none: it was aborted or
         refused, or has expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -150,44 +158,47 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AbortUpload(self, request, context):
-        """Throws away what came of an upload. NOT_FOUND where there is none, ABORTED while a call writes to it.
+        """Throws away what came of an upload. UPLOAD_NOT_FOUND where there is none, UPLOAD_BUSY (with RetryInfo) while a call
+        writes to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadAdapter(self, request, context):
-        """The exact bytes of a version. NOT_FOUND where there is none. DATA_LOSS where the stored file is
-        damaged; its last chunk then never comes.
+        """The exact bytes of a version. ADAPTER_NOT_FOUND where there is none, INVALID_FIELD for an offset behind its end.
+        BLOB_DAMAGED where the stored file is damaged; its last chunk then never comes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """One adapter by name. NOT_FOUND where there is none.
+        """One adapter by name. ADAPTER_NOT_FOUND where there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """All adapters, or those that a filter selects, in pages.
+        """All adapters, or those that a filter selects, in pages. INVALID_FIELD for a filter, an order or a page token that
+        cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """The versions of one adapter, newest first, in pages.
+        """The versions of one adapter, newest first, in pages. ADAPTER_NOT_FOUND where there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAdapter(self, request, context):
-        """Changes what people read of an adapter, its default weight, and its aliases. NOT_FOUND where there is none,
-        ABORTED (ErrorInfo.reason ETAG_MISMATCH, metadata "etag") where the adapter's etag is another one.
+        """Changes what people read of an adapter, its default weight, and its aliases. ADAPTER_NOT_FOUND where there is none,
+        ETAG_MISMATCH (metadata "etag") where the adapter's etag is another one, INVALID_FIELD for bad values and paths of
+        the mask.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,9 +222,10 @@ class AdapterServiceServicer:
 
     def PreloadAdapter(self, request, context):
         """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
-        do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
-        (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
-        deadline; a call that is cancelled leaves nothing waiting.
+        do not need the room. Ends with the call's deadline; a call that is cancelled leaves nothing waiting.
+
+        ADAPTER_NOT_FOUND where there is none, LAYOUT_MISMATCH where it does not fit the base, BLEND_TOO_LARGE where it does
+        not fit the device, BLOB_DAMAGED where its file is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,16 +234,18 @@ class AdapterServiceServicer:
     def PinAdapter(self, request, context):
         """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
         Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
-        nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
-        pins would take more than half of the tier.
+        nothing.
+
+        Errors are those of PreloadAdapter, and PINS_FULL (metadata "held" and "most") where pins would take more than half
+        of the tier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnpinAdapter(self, request, context):
-        """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
-        (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
+        """Keeps it no longer; it stays for as long as others do not need the room. ADAPTER_NOT_FOUND where there is no adapter,
+        PIN_NOT_FOUND where the reference is not pinned, spelled like that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -331,8 +345,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterService:
-    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux"), and BadRequest where a
-    field is at fault.
+    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason, which docs/errors.md explains, and
+    BadRequest where a field is at fault.
+
+    What changes the shelf may also end with NO_SPACE, STORE_READ_ONLY or DISK_FAILED, and with DRAINING while the server
+    stops.
     """
 
     @staticmethod

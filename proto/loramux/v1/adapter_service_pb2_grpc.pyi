@@ -28,8 +28,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdapterServiceStub:
-    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux"), and BadRequest where a
-    field is at fault.
+    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason, which docs/errors.md explains, and
+    BadRequest where a field is at fault.
+
+    What changes the shelf may also end with NO_SPACE, STORE_READ_ONLY or DISK_FAILED, and with DRAINING while the server
+    stops.
     """
 
     @_typing.overload
@@ -38,36 +41,43 @@ class AdapterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdapterServiceAsyncStub: ...
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapter_service_pb2.UploadAdapterRequest, _adapter_service_pb2.UploadAdapterResponse]
     """Puts a safetensors file on the shelf as a new version. The first message is the spec, all others
-    are chunks. INVALID_ARGUMENT for a bad spec or a refused file (ErrorInfo.reason is the refusal
-    reason), DATA_LOSS where bytes do not match sha256, RESOURCE_EXHAUSTED over a size limit or quota
-    and where the disk has no room, which is asked before any byte is taken.
+    are chunks. Size, quota and room on the disk are asked before any byte is taken.
 
     With an upload_id, a call that ends early leaves what came: GetUpload says how much, and another
-    call with the same spec and that offset goes on. FAILED_PRECONDITION (ErrorInfo.reason
-    WRONG_OFFSET, metadata "received") for another offset, ABORTED (UPLOAD_BUSY, with RetryInfo) while
-    another call writes to the upload, DEADLINE_EXCEEDED where no message comes for half a minute.
+    call with the same spec and that offset goes on.
+
+    INVALID_FIELD for a bad spec. A file that is refused ends the call with the reason in small letters
+    (`too_large`, `checksum_mismatch`, `shape_mismatch`...) and metadata that names the tensor or the byte.
+    QUOTA_EXCEEDED over the store's quota, UPLOAD_BYTES (with RetryInfo) over the token's. WRONG_OFFSET
+    (metadata "received") for another offset, UPLOAD_BUSY (with RetryInfo) while another call writes to the
+    upload, UPLOAD_STALLED where no message comes for half a minute.
     """
     WriteUploadChunk: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.WriteUploadChunkRequest, _adapter_service_pb2.WriteUploadChunkResponse]
     """One chunk of an upload, for clients that cannot stream. Errors are those of UploadAdapter."""
     GetUpload: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.GetUploadRequest, _adapter_service_pb2.UploadState]
-    """How far an upload has come, or what became of it. NOT_FOUND where there is none: it was aborted or
+    """How far an upload has come, or what became of it. UPLOAD_NOT_FOUND where there is none: it was aborted or
     refused, or has expired.
     """
     AbortUpload: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.AbortUploadRequest, _adapter_service_pb2.AbortUploadResponse]
-    """Throws away what came of an upload. NOT_FOUND where there is none, ABORTED while a call writes to it."""
+    """Throws away what came of an upload. UPLOAD_NOT_FOUND where there is none, UPLOAD_BUSY (with RetryInfo) while a call
+    writes to it.
+    """
     DownloadAdapter: _grpc.UnaryStreamMultiCallable[_adapter_service_pb2.DownloadAdapterRequest, _adapter_service_pb2.DownloadAdapterResponse]
-    """The exact bytes of a version. NOT_FOUND where there is none. DATA_LOSS where the stored file is
-    damaged; its last chunk then never comes.
+    """The exact bytes of a version. ADAPTER_NOT_FOUND where there is none, INVALID_FIELD for an offset behind its end.
+    BLOB_DAMAGED where the stored file is damaged; its last chunk then never comes.
     """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAdapterRequest, _adapter_pb2.Adapter]
-    """One adapter by name. NOT_FOUND where there is none."""
+    """One adapter by name. ADAPTER_NOT_FOUND where there is none."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdaptersRequest, _adapter_service_pb2.ListAdaptersResponse]
-    """All adapters, or those that a filter selects, in pages."""
+    """All adapters, or those that a filter selects, in pages. INVALID_FIELD for a filter, an order or a page token that
+    cannot be read.
+    """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListVersionsRequest, _adapter_service_pb2.ListVersionsResponse]
-    """The versions of one adapter, newest first, in pages."""
+    """The versions of one adapter, newest first, in pages. ADAPTER_NOT_FOUND where there is none."""
     UpdateAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UpdateAdapterRequest, _adapter_pb2.Adapter]
-    """Changes what people read of an adapter, its default weight, and its aliases. NOT_FOUND where there is none,
-    ABORTED (ErrorInfo.reason ETAG_MISMATCH, metadata "etag") where the adapter's etag is another one.
+    """Changes what people read of an adapter, its default weight, and its aliases. ADAPTER_NOT_FOUND where there is none,
+    ETAG_MISMATCH (metadata "etag") where the adapter's etag is another one, INVALID_FIELD for bad values and paths of
+    the mask.
     """
     DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.DeleteAdapterRequest, _adapter_pb2.Adapter]
     """Takes an adapter off the shelf (softly). Images in flight keep the version they resolved. A later
@@ -79,62 +89,75 @@ class AdapterServiceStub:
     """
     PreloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.PreloadAdapterRequest, _adapter_service_pb2.PreloadAdapterResponse]
     """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
-    do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
-    (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
-    deadline; a call that is cancelled leaves nothing waiting.
+    do not need the room. Ends with the call's deadline; a call that is cancelled leaves nothing waiting.
+
+    ADAPTER_NOT_FOUND where there is none, LAYOUT_MISMATCH where it does not fit the base, BLEND_TOO_LARGE where it does
+    not fit the device, BLOB_DAMAGED where its file is damaged.
     """
     PinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.PinAdapterRequest, _adapter_pb2.Adapter]
     """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
     Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
-    nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
-    pins would take more than half of the tier.
+    nothing.
+
+    Errors are those of PreloadAdapter, and PINS_FULL (metadata "held" and "most") where pins would take more than half
+    of the tier.
     """
     UnpinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UnpinAdapterRequest, _adapter_pb2.Adapter]
-    """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
-    (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
+    """Keeps it no longer; it stays for as long as others do not need the room. ADAPTER_NOT_FOUND where there is no adapter,
+    PIN_NOT_FOUND where the reference is not pinned, spelled like that.
     """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAuditEventsRequest, _adapter_service_pb2.ListAuditEventsResponse]
     """Who changed what and when, newest first, in pages."""
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
-    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux"), and BadRequest where a
-    field is at fault.
+    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason, which docs/errors.md explains, and
+    BadRequest where a field is at fault.
+
+    What changes the shelf may also end with NO_SPACE, STORE_READ_ONLY or DISK_FAILED, and with DRAINING while the server
+    stops.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapter_service_pb2.UploadAdapterRequest, _adapter_service_pb2.UploadAdapterResponse]  # type: ignore[assignment]
     """Puts a safetensors file on the shelf as a new version. The first message is the spec, all others
-    are chunks. INVALID_ARGUMENT for a bad spec or a refused file (ErrorInfo.reason is the refusal
-    reason), DATA_LOSS where bytes do not match sha256, RESOURCE_EXHAUSTED over a size limit or quota
-    and where the disk has no room, which is asked before any byte is taken.
+    are chunks. Size, quota and room on the disk are asked before any byte is taken.
 
     With an upload_id, a call that ends early leaves what came: GetUpload says how much, and another
-    call with the same spec and that offset goes on. FAILED_PRECONDITION (ErrorInfo.reason
-    WRONG_OFFSET, metadata "received") for another offset, ABORTED (UPLOAD_BUSY, with RetryInfo) while
-    another call writes to the upload, DEADLINE_EXCEEDED where no message comes for half a minute.
+    call with the same spec and that offset goes on.
+
+    INVALID_FIELD for a bad spec. A file that is refused ends the call with the reason in small letters
+    (`too_large`, `checksum_mismatch`, `shape_mismatch`...) and metadata that names the tensor or the byte.
+    QUOTA_EXCEEDED over the store's quota, UPLOAD_BYTES (with RetryInfo) over the token's. WRONG_OFFSET
+    (metadata "received") for another offset, UPLOAD_BUSY (with RetryInfo) while another call writes to the
+    upload, UPLOAD_STALLED where no message comes for half a minute.
     """
     WriteUploadChunk: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.WriteUploadChunkRequest, _adapter_service_pb2.WriteUploadChunkResponse]  # type: ignore[assignment]
     """One chunk of an upload, for clients that cannot stream. Errors are those of UploadAdapter."""
     GetUpload: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.GetUploadRequest, _adapter_service_pb2.UploadState]  # type: ignore[assignment]
-    """How far an upload has come, or what became of it. NOT_FOUND where there is none: it was aborted or
+    """How far an upload has come, or what became of it. UPLOAD_NOT_FOUND where there is none: it was aborted or
     refused, or has expired.
     """
     AbortUpload: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.AbortUploadRequest, _adapter_service_pb2.AbortUploadResponse]  # type: ignore[assignment]
-    """Throws away what came of an upload. NOT_FOUND where there is none, ABORTED while a call writes to it."""
+    """Throws away what came of an upload. UPLOAD_NOT_FOUND where there is none, UPLOAD_BUSY (with RetryInfo) while a call
+    writes to it.
+    """
     DownloadAdapter: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.DownloadAdapterRequest, _adapter_service_pb2.DownloadAdapterResponse]  # type: ignore[assignment]
-    """The exact bytes of a version. NOT_FOUND where there is none. DATA_LOSS where the stored file is
-    damaged; its last chunk then never comes.
+    """The exact bytes of a version. ADAPTER_NOT_FOUND where there is none, INVALID_FIELD for an offset behind its end.
+    BLOB_DAMAGED where the stored file is damaged; its last chunk then never comes.
     """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
-    """One adapter by name. NOT_FOUND where there is none."""
+    """One adapter by name. ADAPTER_NOT_FOUND where there is none."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdaptersRequest, _adapter_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """All adapters, or those that a filter selects, in pages."""
+    """All adapters, or those that a filter selects, in pages. INVALID_FIELD for a filter, an order or a page token that
+    cannot be read.
+    """
     ListVersions: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListVersionsRequest, _adapter_service_pb2.ListVersionsResponse]  # type: ignore[assignment]
-    """The versions of one adapter, newest first, in pages."""
+    """The versions of one adapter, newest first, in pages. ADAPTER_NOT_FOUND where there is none."""
     UpdateAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UpdateAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
-    """Changes what people read of an adapter, its default weight, and its aliases. NOT_FOUND where there is none,
-    ABORTED (ErrorInfo.reason ETAG_MISMATCH, metadata "etag") where the adapter's etag is another one.
+    """Changes what people read of an adapter, its default weight, and its aliases. ADAPTER_NOT_FOUND where there is none,
+    ETAG_MISMATCH (metadata "etag") where the adapter's etag is another one, INVALID_FIELD for bad values and paths of
+    the mask.
     """
     DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.DeleteAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
     """Takes an adapter off the shelf (softly). Images in flight keep the version they resolved. A later
@@ -146,26 +169,32 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """
     PreloadAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.PreloadAdapterRequest, _adapter_service_pb2.PreloadAdapterResponse]  # type: ignore[assignment]
     """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
-    do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
-    (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
-    deadline; a call that is cancelled leaves nothing waiting.
+    do not need the room. Ends with the call's deadline; a call that is cancelled leaves nothing waiting.
+
+    ADAPTER_NOT_FOUND where there is none, LAYOUT_MISMATCH where it does not fit the base, BLEND_TOO_LARGE where it does
+    not fit the device, BLOB_DAMAGED where its file is damaged.
     """
     PinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.PinAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
     """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
     Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
-    nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
-    pins would take more than half of the tier.
+    nothing.
+
+    Errors are those of PreloadAdapter, and PINS_FULL (metadata "held" and "most") where pins would take more than half
+    of the tier.
     """
     UnpinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UnpinAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
-    """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
-    (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
+    """Keeps it no longer; it stays for as long as others do not need the room. ADAPTER_NOT_FOUND where there is no adapter,
+    PIN_NOT_FOUND where the reference is not pinned, spelled like that.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAuditEventsRequest, _adapter_service_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """Who changed what and when, newest first, in pages."""
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux"), and BadRequest where a
-    field is at fault.
+    """Keeps adapters. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason, which docs/errors.md explains, and
+    BadRequest where a field is at fault.
+
+    What changes the shelf may also end with NO_SPACE, STORE_READ_ONLY or DISK_FAILED, and with DRAINING while the server
+    stops.
     """
 
     @_abc_1.abstractmethod
@@ -175,14 +204,16 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.UploadAdapterResponse, _abc.Awaitable[_adapter_service_pb2.UploadAdapterResponse]]:
         """Puts a safetensors file on the shelf as a new version. The first message is the spec, all others
-        are chunks. INVALID_ARGUMENT for a bad spec or a refused file (ErrorInfo.reason is the refusal
-        reason), DATA_LOSS where bytes do not match sha256, RESOURCE_EXHAUSTED over a size limit or quota
-        and where the disk has no room, which is asked before any byte is taken.
+        are chunks. Size, quota and room on the disk are asked before any byte is taken.
 
         With an upload_id, a call that ends early leaves what came: GetUpload says how much, and another
-        call with the same spec and that offset goes on. FAILED_PRECONDITION (ErrorInfo.reason
-        WRONG_OFFSET, metadata "received") for another offset, ABORTED (UPLOAD_BUSY, with RetryInfo) while
-        another call writes to the upload, DEADLINE_EXCEEDED where no message comes for half a minute.
+        call with the same spec and that offset goes on.
+
+        INVALID_FIELD for a bad spec. A file that is refused ends the call with the reason in small letters
+        (`too_large`, `checksum_mismatch`, `shape_mismatch`...) and metadata that names the tensor or the byte.
+        QUOTA_EXCEEDED over the store's quota, UPLOAD_BYTES (with RetryInfo) over the token's. WRONG_OFFSET
+        (metadata "received") for another offset, UPLOAD_BUSY (with RetryInfo) while another call writes to the
+        upload, UPLOAD_STALLED where no message comes for half a minute.
         """
 
     @_abc_1.abstractmethod
@@ -199,7 +230,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.GetUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.UploadState, _abc.Awaitable[_adapter_service_pb2.UploadState]]:
-        """How far an upload has come, or what became of it. NOT_FOUND where there is none: it was aborted or
+        """How far an upload has come, or what became of it. UPLOAD_NOT_FOUND where there is none: it was aborted or
         refused, or has expired.
         """
 
@@ -209,7 +240,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.AbortUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.AbortUploadResponse, _abc.Awaitable[_adapter_service_pb2.AbortUploadResponse]]:
-        """Throws away what came of an upload. NOT_FOUND where there is none, ABORTED while a call writes to it."""
+        """Throws away what came of an upload. UPLOAD_NOT_FOUND where there is none, UPLOAD_BUSY (with RetryInfo) while a call
+        writes to it.
+        """
 
     @_abc_1.abstractmethod
     def DownloadAdapter(
@@ -217,8 +250,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.DownloadAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapter_service_pb2.DownloadAdapterResponse], _abc.AsyncIterator[_adapter_service_pb2.DownloadAdapterResponse]]:
-        """The exact bytes of a version. NOT_FOUND where there is none. DATA_LOSS where the stored file is
-        damaged; its last chunk then never comes.
+        """The exact bytes of a version. ADAPTER_NOT_FOUND where there is none, INVALID_FIELD for an offset behind its end.
+        BLOB_DAMAGED where the stored file is damaged; its last chunk then never comes.
         """
 
     @_abc_1.abstractmethod
@@ -227,7 +260,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.GetAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
-        """One adapter by name. NOT_FOUND where there is none."""
+        """One adapter by name. ADAPTER_NOT_FOUND where there is none."""
 
     @_abc_1.abstractmethod
     def ListAdapters(
@@ -235,7 +268,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.ListAdaptersResponse, _abc.Awaitable[_adapter_service_pb2.ListAdaptersResponse]]:
-        """All adapters, or those that a filter selects, in pages."""
+        """All adapters, or those that a filter selects, in pages. INVALID_FIELD for a filter, an order or a page token that
+        cannot be read.
+        """
 
     @_abc_1.abstractmethod
     def ListVersions(
@@ -243,7 +278,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.ListVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.ListVersionsResponse, _abc.Awaitable[_adapter_service_pb2.ListVersionsResponse]]:
-        """The versions of one adapter, newest first, in pages."""
+        """The versions of one adapter, newest first, in pages. ADAPTER_NOT_FOUND where there is none."""
 
     @_abc_1.abstractmethod
     def UpdateAdapter(
@@ -251,8 +286,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.UpdateAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
-        """Changes what people read of an adapter, its default weight, and its aliases. NOT_FOUND where there is none,
-        ABORTED (ErrorInfo.reason ETAG_MISMATCH, metadata "etag") where the adapter's etag is another one.
+        """Changes what people read of an adapter, its default weight, and its aliases. ADAPTER_NOT_FOUND where there is none,
+        ETAG_MISMATCH (metadata "etag") where the adapter's etag is another one, INVALID_FIELD for bad values and paths of
+        the mask.
         """
 
     @_abc_1.abstractmethod
@@ -282,9 +318,10 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.PreloadAdapterResponse, _abc.Awaitable[_adapter_service_pb2.PreloadAdapterResponse]]:
         """Brings a version into a tier ahead of any request, and answers when it is there. It stays for as long as others
-        do not need the room. NOT_FOUND where there is none, FAILED_PRECONDITION where it does not fit the base
-        (LAYOUT_MISMATCH) or the device (BLEND_TOO_LARGE), DATA_LOSS where its file is damaged. Ends with the call's
-        deadline; a call that is cancelled leaves nothing waiting.
+        do not need the room. Ends with the call's deadline; a call that is cancelled leaves nothing waiting.
+
+        ADAPTER_NOT_FOUND where there is none, LAYOUT_MISMATCH where it does not fit the base, BLEND_TOO_LARGE where it does
+        not fit the device, BLOB_DAMAGED where its file is damaged.
         """
 
     @_abc_1.abstractmethod
@@ -295,8 +332,10 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
         """Keeps what a reference means in a tier: now, whenever it comes to mean another version, and after a restart.
         Answers when it is there. A pin of the same reference for another tier is replaced; the same again changes
-        nothing. Errors are those of PreloadAdapter; RESOURCE_EXHAUSTED (PINS_FULL, metadata "held" and "most") where
-        pins would take more than half of the tier.
+        nothing.
+
+        Errors are those of PreloadAdapter, and PINS_FULL (metadata "held" and "most") where pins would take more than half
+        of the tier.
         """
 
     @_abc_1.abstractmethod
@@ -305,8 +344,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.UnpinAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
-        """Keeps it no longer; it stays for as long as others do not need the room. NOT_FOUND where there is no adapter
-        (ADAPTER_NOT_FOUND) or the reference is not pinned, spelled like that (PIN_NOT_FOUND).
+        """Keeps it no longer; it stays for as long as others do not need the room. ADAPTER_NOT_FOUND where there is no adapter,
+        PIN_NOT_FOUND where the reference is not pinned, spelled like that.
         """
 
     @_abc_1.abstractmethod

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain
-    "loramux"), and BadRequest where fields are at fault.
+    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason,
+    which docs/errors.md explains, and BadRequest where fields are at fault.
     """
 
     def __init__(self, channel):
@@ -55,29 +55,33 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain
-    "loramux"), and BadRequest where fields are at fault.
+    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason,
+    which docs/errors.md explains, and BadRequest where fields are at fault.
     """
 
     def Generate(self, request, context):
-        """Draws and returns all pictures at once. INVALID_ARGUMENT for a bad field, NOT_FOUND for an unknown
-        adapter, FAILED_PRECONDITION for an adapter of another layout, RESOURCE_EXHAUSTED (with RetryInfo)
-        for a full queue, UNAVAILABLE while draining. Cancelling the call frees its rows at the next tick.
+        """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
+        its deadline.
+
+        INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
+        BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a
+        full queue, CONCURRENT_IMAGES and COST_RATE for what the caller's token allows, DRAINING while the server stops: all
+        with RetryInfo. DEADLINE_TOO_SHORT where it could not be done in time, OUT_OF_MEMORY, PICTURE_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
-        Generate.
+        """The same, told as it happens: queued, started, steps with previews where asked for, images, done. An error may come
+        after some of these. Errors are those of Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """What this server is and can do.
+        """What this server is and can do. Any token may ask.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,8 +114,8 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain
-    "loramux"), and BadRequest where fields are at fault.
+    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason,
+    which docs/errors.md explains, and BadRequest where fields are at fault.
     """
 
     @staticmethod

@@ -28,8 +28,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationServiceStub:
-    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain
-    "loramux"), and BadRequest where fields are at fault.
+    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason,
+    which docs/errors.md explains, and BadRequest where fields are at fault.
     """
 
     @_typing.overload
@@ -37,39 +37,47 @@ class GenerationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
-    """Draws and returns all pictures at once. INVALID_ARGUMENT for a bad field, NOT_FOUND for an unknown
-    adapter, FAILED_PRECONDITION for an adapter of another layout, RESOURCE_EXHAUSTED (with RetryInfo)
-    for a full queue, UNAVAILABLE while draining. Cancelling the call frees its rows at the next tick.
+    """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
+    its deadline.
+
+    INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
+    BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a
+    full queue, CONCURRENT_IMAGES and COST_RATE for what the caller's token allows, DRAINING while the server stops: all
+    with RetryInfo. DEADLINE_TOO_SHORT where it could not be done in time, OUT_OF_MEMORY, PICTURE_FAILED.
     """
     GenerateStream: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateEvent]
-    """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
-    Generate.
+    """The same, told as it happens: queued, started, steps with previews where asked for, images, done. An error may come
+    after some of these. Errors are those of Generate.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.GetServerInfoRequest, _generation_pb2.ServerInfo]
-    """What this server is and can do."""
+    """What this server is and can do. Any token may ask."""
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
-    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain
-    "loramux"), and BadRequest where fields are at fault.
+    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason,
+    which docs/errors.md explains, and BadRequest where fields are at fault.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Draws and returns all pictures at once. INVALID_ARGUMENT for a bad field, NOT_FOUND for an unknown
-    adapter, FAILED_PRECONDITION for an adapter of another layout, RESOURCE_EXHAUSTED (with RetryInfo)
-    for a full queue, UNAVAILABLE while draining. Cancelling the call frees its rows at the next tick.
+    """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
+    its deadline.
+
+    INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
+    BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a
+    full queue, CONCURRENT_IMAGES and COST_RATE for what the caller's token allows, DRAINING while the server stops: all
+    with RetryInfo. DEADLINE_TOO_SHORT where it could not be done in time, OUT_OF_MEMORY, PICTURE_FAILED.
     """
     GenerateStream: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateEvent]  # type: ignore[assignment]
-    """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
-    Generate.
+    """The same, told as it happens: queued, started, steps with previews where asked for, images, done. An error may come
+    after some of these. Errors are those of Generate.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.GetServerInfoRequest, _generation_pb2.ServerInfo]  # type: ignore[assignment]
-    """What this server is and can do."""
+    """What this server is and can do. Any token may ask."""
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain
-    "loramux"), and BadRequest where fields are at fault.
+    """Draws pictures, every request with its own blend. Errors carry google.rpc.ErrorInfo (domain "loramux") with a reason,
+    which docs/errors.md explains, and BadRequest where fields are at fault.
     """
 
     @_abc_1.abstractmethod
@@ -78,9 +86,13 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.GenerateResponse, _abc.Awaitable[_generation_pb2.GenerateResponse]]:
-        """Draws and returns all pictures at once. INVALID_ARGUMENT for a bad field, NOT_FOUND for an unknown
-        adapter, FAILED_PRECONDITION for an adapter of another layout, RESOURCE_EXHAUSTED (with RetryInfo)
-        for a full queue, UNAVAILABLE while draining. Cancelling the call frees its rows at the next tick.
+        """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
+        its deadline.
+
+        INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
+        BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a
+        full queue, CONCURRENT_IMAGES and COST_RATE for what the caller's token allows, DRAINING while the server stops: all
+        with RetryInfo. DEADLINE_TOO_SHORT where it could not be done in time, OUT_OF_MEMORY, PICTURE_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -89,8 +101,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateEvent], _abc.AsyncIterator[_generation_pb2.GenerateEvent]]:
-        """The same, told as it happens: queued, started, steps with previews where asked for, images, done. Errors as for
-        Generate.
+        """The same, told as it happens: queued, started, steps with previews where asked for, images, done. An error may come
+        after some of these. Errors are those of Generate.
         """
 
     @_abc_1.abstractmethod
@@ -99,6 +111,6 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_service_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.ServerInfo, _abc.Awaitable[_generation_pb2.ServerInfo]]:
-        """What this server is and can do."""
+        """What this server is and can do. Any token may ask."""
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
