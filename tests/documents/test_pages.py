@@ -36,6 +36,11 @@ def test_the_index_has_every_page_and_the_readme_leads_to_it() -> None:
     assert "docs/README.md" in links(ROOT / "README.md")
 
 
+def test_upgrade_notes_know_of_what_is_deprecated() -> None:
+    marked = [file for file in (ROOT / "proto").rglob("*.proto") if "deprecated" in file.read_text()]
+    assert ("Nothing is deprecated now." in (ROOT / "docs/upgrading.md").read_text()) == (marked == [])
+
+
 def test_anchors_are_as_github_spells_them(tmp_path: Path) -> None:
     page = tmp_path / "p.md"
     page.write_text("# Who *does* `what_it` is?\n## A, b - c\n## A, b - c\n```\n# code\n```\n")
