@@ -52,7 +52,8 @@ check: $(INSTALLED) ## lint, types, import rules, schema, stubs, documents, Dock
 	.venv/bin/buf lint proto
 	.venv/bin/buf format --diff --exit-code proto
 	.venv/bin/hadolint Dockerfile
-	$(PY) -m pytest --quiet tests/test_architecture.py tests/test_packaging.py tests/documents/test_pages.py
+	$(PY) -m pytest --quiet tests/test_architecture.py tests/test_packaging.py \
+		tests/documents/test_pages.py tests/documents/test_named_commands.py
 
 format: $(INSTALLED) ## lay out code and schema as `make check` wants them
 	.venv/bin/ruff check --fix

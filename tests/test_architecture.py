@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from loramux_client.cli import main
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     "client": "loramux_client",
@@ -57,11 +55,6 @@ def _shown(start: str) -> list[list[str]]:
     """Every command in the documents that starts with a word, as arguments, once."""
     lines = {line.strip() for document in DOCUMENTS for line in _code(document).splitlines()}
     return sorted(shlex.split(line) for line in lines if re.match(rf"{start}\s+\S", line))
-
-
-def _help(capsys: pytest.CaptureFixture[str], *command: str) -> str | None:
-    status = main([*command, "--help"])
-    return capsys.readouterr().out if status == 0 else None
 
 
 # layout
@@ -161,24 +154,6 @@ def test_make_targets_in_documents_exist() -> None:
     called = {words[1] for words in _shown("make") if "=" not in words[1]}
     assert called
     assert called - targets == set()
-
-
-def test_commands_in_documents_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    commands = [words[1:] for words in _shown("loramux") if words[1] != "ready"]
-    assert commands
-    told = dict[tuple[str, ...], str | None]()
-    for words in commands:
-        if words[0].startswith("-"):
-            command: list[str] = []
-        else:
-            command = words[:2] if words[0] in ("adapters", "config", "train") else words[:1]
-        for name in command[-1].split("|") if command else [None]:
-            full = (*command[:-1], *([name] if name else []))
-            text = told[full] if full in told else told.setdefault(full, _help(capsys, *full))
-            assert text is not None, f"no such command: loramux {' '.join(words)}"
-            for option in (word.split("=")[0] for word in words if re.match(r"--?[a-z]", word) and word != "--help"):
-                assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), f"no {option} in loramux {' '.join(command)}"
 
 
 def test_metrics_in_documents_exist() -> None:

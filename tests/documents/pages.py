@@ -54,6 +54,11 @@ def links(page: Path) -> list[str]:
     return [str(token.attrs["href" if token.type == "link_open" else "src"]) for token in inline]
 
 
+def spans(page: Path) -> list[str]:
+    """Code within its sentences and tables."""
+    return [token.content for token in _inline(page) if token.type == "code_inline"]
+
+
 @cache
 def anchors(page: Path) -> set[str]:
     """What may follow `#` in a link to it: its headings, as GitHub spells them."""
