@@ -1,16 +1,19 @@
 """Whole runs with new words on a tiny base: how they go on, what they write, and who reads it."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_training as tiny
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,6 +26,7 @@ from loramux_train.batch import Batch
 from loramux_train.errors import AlreadyFinished, BadSetting, CannotResume, Diverged
 from loramux_train.outlook import outlook_of
 from loramux_train.output.base_layout import layout_of
+from loramux_train.output.sample_sheet import SampleSheet
 from loramux_train.text import Text
 from loramux_train.tokens.vectors import Tokens
 from loramux_train.training import Report, Training
@@ -162,13 +166,7 @@ def test_diffusers_reads_them_and_reads_prompts_as_the_run_did(base: Path, tmp_p
     session.run(settings(base, tmp_path, tokens=ALONE), opened(), None, [seen])
     training = seen.training
     pipe: Any = _pipeline(base)
-    for file, word in {"zib": "<zib>", "my_style": "my style"}.items():
-        held = load_file(tmp_path / f"embeddings/{file}.safetensors")
-        if len(held) == 1:
-            pipe.load_textual_inversion(tmp_path / f"embeddings/{file}.safetensors")
-            continue
-        pipe.load_textual_inversion(held["clip_l"], word, pipe.tokenizer, pipe.text_encoder)
-        pipe.load_textual_inversion(held["clip_g"], word, pipe.tokenizer_2, pipe.text_encoder_2)
+    _teach(pipe, tmp_path)
     training.text.train(False)
     for caption in ("a <zib> on blue", "the moon in my style, a <zib>", "two cats"):
         told = training.text.conditions([caption], training.batches.batch(0).sizes[:1], (8, 8))
@@ -180,12 +178,81 @@ def test_diffusers_reads_them_and_reads_prompts_as_the_run_did(base: Path, tmp_p
     assert (training.text.embed(["a <zib> on blue"]).context - plain).abs().max() > 1e-2, "vectors that act"
 
 
-def _pipeline(base: Path) -> Any:
-    """diffusers' own, of the run's base, without the VAE that text has no use for."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+PROMPTS = ("a <zib> on blue", "my style, two cats", "two cats")
+LOUD = ALONE | {"rate": 1.0, "norm": "free"}
+"""Vectors that a base of random weights draws other pictures with."""
 
-    made = bases.load(bases.outline_of(base), torch.float32, torch.device("cpu"))
-    parts: dict[str, Any] = {"vae": None, "unet": made.unet, "scheduler": None}
+
+def sampled(**more: object) -> dict[str, Any]:
+    return {"prompts": list(PROMPTS), "width": 16, "height": 16, "steps": 2, "every": 2, "seed": 3, **more}
+
+
+def pixels(image: Image.Image) -> Any:
+    return np.asarray(image, dtype=int)
+
+
+@pytest.mark.parametrize("negative", ["", "a grey <zib>"])
+def test_samples_are_what_diffusers_draws_with_the_files(base: Path, tmp_path: Path, negative: str) -> None:
+    made = settings(base, tmp_path, tokens=LOUD, samples=sampled(negative=negative), adapter={"ema": 0.9})
+    session.run(made, opened())
+    rows = {row.step: row.images for row in SampleSheet(tmp_path / "samples.png", PROMPTS).rows}
+    assert list(rows) == [0, 2, 4]
+    pipe: Any = _pipeline(base)
+    _teach(pipe, tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    usual = 5.0 if hasattr(pipe, "tokenizer_2") else 7.5
+    for at, prompt in enumerate(PROMPTS):
+        theirs = pipe(prompt, negative_prompt=negative or None, num_inference_steps=2, guidance_scale=usual, width=16,
+                      height=16, generator=torch.Generator().manual_seed(3 + at)).images[0]  # fmt: skip
+        assert np.abs(pixels(rows[4][at]) - pixels(theirs)).max() <= 1
+        moved = np.abs(pixels(rows[4][at]) - pixels(rows[0][at])).max()
+        assert moved > 1 if negative or prompt != "two cats" else moved == 0
+
+
+@pytest.mark.parametrize("sections", KINDS.values(), ids=KINDS)
+def test_samples_change_no_bit_of_a_run_with_new_words(base: Path, tmp_path: Path, sections: dict[str, Any]) -> None:
+    ends: list[tuple[list[Report], list[float], dict[str, dict[str, Tensor]]]] = []
+    for every in (1, 0):
+        seen, out = Seen(), tmp_path / str(every)
+        drawn = {"samples": sampled(every=every)}
+        session.run(settings(base, out, **_within(sections | drawn, out)), opened(held_out=2), None, [seen])
+        ends.append((seen.reports, seen.losses, files(out)))
+    (reports, losses, one), (others, other_losses, other) = ends
+    assert reports == others and losses == other_losses and one.keys() == other.keys()
+    assert all(torch.equal(value, other[name][key]) for name, held in one.items() for key, value in held.items())
+
+
+def test_a_report_made_later_shows_the_base_with_the_words_as_they_began(base: Path, tmp_path: Path) -> None:
+    made = settings(base, tmp_path, tokens=LOUD | {"alone": False}, samples=sampled())
+    session.run(made, opened())
+    first = json.loads((tmp_path / "report.json").read_text())["samples"]
+    assert first[0]["difference"] > 0.5
+    (tmp_path / "samples.png").unlink()
+    (tmp_path / "embeddings/zib.safetensors").unlink()
+    session.run(made, opened(), "latest")
+    for one, other in zip(first, json.loads((tmp_path / "report.json").read_text())["samples"], strict=True):
+        assert one["difference"] == pytest.approx(other["difference"], abs=0.05)
+
+
+def _teach(pipe: Any, out: Path) -> None:
+    """Read a run's words as diffusers does."""
+    for file, word in {"zib": "<zib>", "my_style": "my style"}.items():
+        held = load_file(out / f"embeddings/{file}.safetensors")
+        if len(held) == 1:
+            pipe.load_textual_inversion(out / f"embeddings/{file}.safetensors")
+            continue
+        pipe.load_textual_inversion(held["clip_l"], word, pipe.tokenizer, pipe.text_encoder)
+        pipe.load_textual_inversion(held["clip_g"], word, pipe.tokenizer_2, pipe.text_encoder_2)
+
+
+def _pipeline(base: Path) -> Any:
+    """diffusers' own, of the run's base."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    outline = bases.outline_of(base)
+    made = bases.load(outline, torch.float32, torch.device("cpu"))
+    vae = bases.load_vae(outline, torch.float32, torch.device("cpu"))
+    parts: dict[str, Any] = {"vae": vae, "unet": made.unet, "scheduler": DDIMScheduler.from_config(outline.scheduler)}
     encoders = dict(zip(PARTS, made.text_encoders, strict=False))
     tokenizers = {f"tokenizer{part.removeprefix('text_encoder')}": tiny.CLIPTokenizer.from_pretrained(tiny.TOKENIZER)
                   for part in encoders}  # fmt: skip

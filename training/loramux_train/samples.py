@@ -18,7 +18,7 @@ from loramux_train.base_settings import BUILTIN
 from loramux_train.config import Config
 from loramux_train.noise import Noise
 from loramux_train.output.sample_sheet import SampleSheet, shown
-from loramux_train.output.sampling import BaseParts, SampleSettings, draw_samples, without_adapter
+from loramux_train.output.sampling import BaseParts, Read, SampleSettings, draw_samples, without_adapter
 from loramux_train.output.warnings import SamplePair
 from loramux_train.training import Report, Training
 from loramux_train.watchers import Watcher
@@ -81,25 +81,38 @@ class Samples(Watcher):
             rows[done] = self.sheet.rows[-1].images
         after = rows[done]
         if any(not torch.equal(value, values[name]) for name, value in self._training.values.items()):
-            with holding(self._training.injected.parameters, values):
+            with holding(self._training.parameters, values):
                 after = self._draw()
         if 0 in rows:
             return self._pairs(rows[0], after)
         return self._pairs(self._of_the_base(), after)
 
     def _add(self, step: int) -> None:
-        with holding(self._training.injected.parameters, self._training.values):
+        with holding(self._training.parameters, self._training.values):
             self.sheet.add(step, self._draw())
 
     def _of_the_base(self) -> tuple[Image.Image, ...]:
-        """Layers that are PEFT's own are switched off, which DoRA's need; of all others B is zero."""
-        factors = self._training.injected.parameters
-        none = {name: torch.zeros_like(value) if name.endswith(".B") else value for name, value in factors.items()}
-        with holding(factors, none), without_adapter(self._parts.models()):
+        """Layers that are PEFT's own are switched off, which DoRA's need; of all others B is zero. New words are those
+        they began as."""
+        learnt, began = self._training.parameters, self._training.tokens.began
+        none = {name: torch.zeros_like(value) if name.endswith(".B") else value for name, value in learnt.items()}
+        with holding(learnt, none | began), without_adapter(self._parts.models()):
             return self._draw()
 
     def _draw(self) -> tuple[Image.Image, ...]:
-        return tuple(map(shown, draw_samples(self._parts, self._settings)))
+        return tuple(map(shown, draw_samples(self._parts, self._settings, self._read())))
+
+    def _read(self) -> Read | None:
+        """How prompts with the run's new words are read, where it has any."""
+        text = self._training.text
+        if not self._training.tokens.parameters:
+            return None
+
+        def read(prompt: str) -> tuple[Tensor, Tensor | None]:
+            embedded = text.read(prompt)
+            return embedded.context, embedded.pooled
+
+        return read
 
     def _pairs(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> tuple[SamplePair, ...]:
         prompts, seed = self._settings.prompts, self._settings.seed

@@ -136,7 +136,7 @@ def _training(config: Config, outlook: Outlook, data: Data, accelerator: Acceler
 
 def _samples(config: Config, outlook: Outlook, training: Training, data: Data) -> Samples | None:
     prompts = config.samples.prompts or data.told.prompts
-    if not config.samples.every or not prompts or config.tokens.new:  # a pipeline knows no new words
+    if not config.samples.every or not prompts:
         return None
     vae = data.vae
     if vae is None:

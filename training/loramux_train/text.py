@@ -79,6 +79,10 @@ class Text:
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return Embedded(torch.cat([row.context for row in rows]), torch.cat(pooled) if pooled else None)
 
+    def read(self, text: str) -> Embedded:
+        """A text as the encoders and the new words' vectors are now; remembers nothing."""
+        return self._encode([text])
+
     def conditions(self, captions: Sequence[str], sizes: Sequence[Sizes], latent: tuple[int, int]) -> dict[str, Any]:
         """The arguments of the UNet's forward for a batch; latent: height and width of its latents."""
         embedded = self.embed(captions)

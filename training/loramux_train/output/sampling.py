@@ -5,7 +5,7 @@ no trace in the training: modes, devices and every random generator are afterwar
 """
 
 import gc
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,10 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor, nn
 
-__all__ = ["BaseParts", "SampleSettings", "draw_samples", "without_adapter"]
+__all__ = ["BaseParts", "Read", "SampleSettings", "draw_samples", "without_adapter"]
+
+Read = Callable[[str], tuple[Tensor, Tensor | None]]
+"""A text as the UNet is told of it: [1, tokens, width], and of SDXL's second encoder [1, width]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,13 @@ class SampleSettings:
     guidance: float = 7.0
 
 
-def draw_samples(parts: BaseParts, settings: SampleSettings) -> list[Image.Image]:
-    """A picture a prompt, one at a time, so that memory is that of one."""
+def draw_samples(parts: BaseParts, settings: SampleSettings, read: Read | None = None) -> list[Image.Image]:
+    """A picture a prompt, one at a time, so that memory is that of one. read: where prompts have words that the
+    tokenizers do not know; else the pipeline reads them."""
     with torch.no_grad(), _undisturbed(parts):
         pipeline = _pipeline(parts)
         pipeline.set_progress_bar_config(disable=True)
-        return [_draw(pipeline, parts, settings, at) for at in range(len(settings.prompts))]
+        return [_draw(pipeline, parts, settings, at, read) for at in range(len(settings.prompts))]
 
 
 @contextmanager
@@ -71,12 +75,11 @@ def without_adapter(models: Sequence[nn.Module]) -> Generator[None]:
             layer._disable_adapters = was
 
 
-def _draw(pipeline: Any, parts: BaseParts, settings: SampleSettings, at: int) -> Image.Image:
+def _draw(pipeline: Any, parts: BaseParts, settings: SampleSettings, at: int, read: Read | None) -> Image.Image:
     generator = torch.Generator("cpu").manual_seed(settings.seed + at)
     with _numbers_of(parts.unet):
         latents: Tensor = pipeline(
-            settings.prompts[at],
-            negative_prompt=settings.negative or None,
+            **_told(settings.prompts[at], settings.negative, read),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             width=settings.width,
@@ -85,6 +88,18 @@ def _draw(pipeline: Any, parts: BaseParts, settings: SampleSettings, at: int) ->
             output_type="latent",
         ).images
     return _decoded(parts.vae, latents)
+
+
+def _told(prompt: str, negative: str, read: Read | None) -> dict[str, Any]:
+    """The pipeline's arguments for a picture; without a negative prompt it takes what is usual for the base."""
+    if read is None:
+        return {"prompt": prompt, "negative_prompt": negative or None}
+    said: dict[str, Any] = {}
+    for which, text in (("", prompt), *([("negative_", negative)] if negative else [])):
+        said[f"{which}prompt_embeds"], pooled = read(text)
+        if pooled is not None:
+            said[f"{which}pooled_prompt_embeds"] = pooled
+    return said
 
 
 def _numbers_of(unet: UNet2DConditionModel) -> AbstractContextManager[object]:

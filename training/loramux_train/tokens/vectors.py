@@ -29,8 +29,8 @@ _PULL = 0.1
 
 
 class Tokens:
-    """The new words of a run. parameters: by tokens.ENCODER.NUMBER, [vectors, width]; learning: whether captions carry
-    gradients to them."""
+    """The new words of a run. parameters: by tokens.ENCODER.NUMBER, [vectors, width]; began: their values at the start;
+    learning: whether captions carry gradients to them."""
 
     def __init__(self, base: Base, settings: TokenSettings, seed: int) -> None:
         self.settings = settings
@@ -48,7 +48,7 @@ class Tokens:
                 generator = generator_of(seed, TOKENS, number * len(self._parts) + encoder)
                 values = _start(token, tokenizer, table, generator)
                 self.parameters[f"tokens.{part}.{number}"] = nn.Parameter(values)
-        self._began = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.began = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def read(self, tokenizer: Any, captions: Sequence[str]) -> Placed:
         """Captions as padded ids, with the places of vectors."""
@@ -78,7 +78,7 @@ class Tokens:
 
     def changed(self, values: Mapping[str, Tensor]) -> bool:
         """Whether every word's vectors differ from those it began with."""
-        return all(not torch.equal(values[name], began) for name, began in self._began.items())
+        return all(not torch.equal(values[name], began) for name, began in self.began.items())
 
     def vectors(self, values: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         """A word's vectors [n, width] by text encoder, fp32 on the CPU."""
