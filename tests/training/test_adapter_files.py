@@ -1,4 +1,4 @@
-"""What the trainer writes, diffusers reads: same modules, same change, nothing else."""
+"""The adapters that ship: recipes, files, and what is judged and drawn with them."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,24 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
+from trained_factors import PROGRESS, facts
 
 from loramux_store import InterpretOptions
 from loramux_store.file_notes import notes_of
 from loramux_store.verdict import judge
 from loramux_train import base, plan
 from loramux_train import config as settings_file
-from loramux_train.adapter import Adapter, Factors, Naming, load_adapter, save_adapter
 from loramux_train.adapter_settings import AdapterSettings
 from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter
-from loramux_train.builtin.applied import apply, set_weights
+from loramux_train.builtin.applied import apply, factors_in, set_weights
 from loramux_train.builtin.concepts import HELD_OUT
 from loramux_train.builtin.drawing import Parts, load_parts, token_ids
 from loramux_train.builtin.picture_folders import CHOOSING, FEW
 from loramux_train.config import Config
 from loramux_train.injection import Injected, inject
 from loramux_train.outlook import outlook_of
+from loramux_train.output.adapter_file import Form, save_adapter
+from loramux_train.output.base_layout import layout_of
 from loramux_train.target_settings import TargetSettings
 
 BUILTIN = Path(__file__).parents[2] / "server/loramux_server/builtin"
@@ -57,67 +59,45 @@ def _injected(parts: Parts, rank: int, alpha: float) -> Injected:
     return inject(models, planned, settings, seed=0)
 
 
-def _random_adapter(parts: Parts, rank: int, alpha: float) -> Adapter:
-    injected = _injected(parts, rank, alpha)
-    with torch.no_grad():
-        for name, value in injected.parameters.items():
-            if name.endswith(".B"):
-                value.normal_(std=0.05)
-    return injected.adapter()
-
-
 def test_fresh_adapter_is_an_exact_no_op(parts: Parts) -> None:
     before = _outputs(parts)
     _injected(parts, 4, 4)
     assert all(torch.equal(*pair) for pair in zip(before, _outputs(parts), strict=True))
 
 
-@pytest.mark.parametrize("naming", ["kohya", "peft"])
-def test_diffusers_reads_the_same_change(naming: Naming, parts: Parts, tmp_path: Path) -> None:
-    file = tmp_path / "adapter.safetensors"
-    save_adapter(file, _random_adapter(parts, 3, 1.5), naming, {"modelspec.title": "random"}, torch.float32)
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_what_is_judged_is_what_was_trained_and_what_diffusers_draws_with(
+    form: Form, parts: Parts, tmp_path: Path
+) -> None:
+    layout = layout_of({"unet": parts.unet, "text_encoder": parts.text_encoder}, "builtin")
+    injected = _injected(parts, 3, 1.5)
+    with torch.no_grad():
+        for name, value in injected.parameters.items():
+            if name.endswith(".B"):
+                value.normal_(std=0.05)
+    file = save_adapter(injected.modules(), layout, facts(), PROGRESS, form, "fp32", tmp_path / "a.safetensors").path
     ours = load_parts(BUILTIN / "base")
-    apply(ours, load_adapter(file))
+    apply(ours, file)
     pipeline: Any = StableDiffusionPipeline.from_pretrained(BUILTIN / "base", safety_checker=None, dtype=torch.float32)
     pipeline.load_lora_weights(file)
     theirs = Parts(ours.tokenizer, pipeline.text_encoder, pipeline.unet, ours.vae)
-    plain = _outputs(load_parts(BUILTIN / "base"))
-    for mine, other, unchanged in zip(_outputs(ours), _outputs(theirs), plain, strict=True):
-        assert (mine - other).abs().max() < 1e-4
+    drawn = [_outputs(each) for each in (ours, theirs, parts, load_parts(BUILTIN / "base"))]
+    for mine, other, trained, unchanged in zip(*drawn, strict=True):
+        assert (mine - other).abs().max() < 1e-4 and (mine - trained).abs().max() < 1e-4
         assert (mine - unchanged).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("naming", ["kohya", "peft"])
-def test_round_trip_keeps_every_delta(naming: Naming, parts: Parts, tmp_path: Path) -> None:
-    adapter, file = _random_adapter(parts, 2, 4), tmp_path / "adapter.safetensors"
-    save_adapter(file, adapter, naming, {}, torch.float32)
-    back = load_adapter(file)
-    for (_, mine), (_, read) in zip(adapter.parts(), back.parts(), strict=True):
-        read = {path.replace(".", "_"): factors for path, factors in read.items()}
-        assert {path.replace(".", "_") for path in mine} == read.keys()
-        assert all(torch.equal(mine[path].delta(), read[path.replace(".", "_")].delta()) for path in mine)
 
 
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
 def test_weight_zero_is_bit_identical_to_no_adapter(built: BuiltinAdapter, parts: Parts) -> None:
     before = _outputs(parts)
-    apply(parts, load_adapter(BUILTIN / built.folder / f"{built.name}.safetensors"))
+    apply(parts, BUILTIN / built.folder / f"{built.name}.safetensors")
     assert not torch.equal(_outputs(parts)[1], before[1])
     set_weights(parts, 0.0)
     assert all(torch.equal(*pair) for pair in zip(before, _outputs(parts), strict=True))
 
 
-def test_adapters_that_do_nothing_or_diverged_are_not_written(tmp_path: Path) -> None:
-    down, up = torch.ones(1, 2), torch.ones(3, 1)
-    with pytest.raises(ValueError, match="change nothing"):
-        save_adapter(tmp_path / "a", Adapter({"x": Factors(down, 0 * up, 1.0)}), "peft", {}, torch.float32)
-    with pytest.raises(ValueError, match=r"unet\.x: not finite"):
-        save_adapter(tmp_path / "a", Adapter({"x": Factors(down / 0, up, 1.0)}), "kohya", {}, torch.float32)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS, ids=lambda built: built.name)
-def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapter) -> None:
+def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapter, parts: Parts) -> None:
     file = BUILTIN / built.folder / f"{built.name}.safetensors"
     config = recipe_of(built)
     with safe_open(file, "pt") as opened:
@@ -127,13 +107,12 @@ def test_shipped_adapters_say_what_they_are_and_hold_no_base(built: BuiltinAdapt
     assert about["ss_network_dim"] == str(config.adapter.rank)
     assert ("lora_adapter_metadata" in about) == (config.output.form == "diffusers")
     assert all(".lora_" in name or name.endswith(".alpha") for name in names)
-    assert {f.rank for _, part in load_adapter(file).parts() for f in part.values()} == {config.adapter.rank}
+    assert {factors.rank for factors in factors_in(file, parts)} == {config.adapter.rank}
     assert notes_of(about, ()).trigger_words[:1] == ((built.trigger,) if built.trigger else ())
 
 
 @pytest.mark.parametrize("built", BUILTIN_ADAPTERS[:2], ids=lambda built: built.name)
-def test_what_the_trainer_made_tells_its_run_and_its_base(built: BuiltinAdapter) -> None:
-    """ink and glossy: see the model card."""
+def test_shipped_adapters_tell_the_run_of_their_recipe_and_their_base(built: BuiltinAdapter) -> None:
     config = recipe_of(built)
     with safe_open(BUILTIN / built.folder / f"{built.name}.safetensors", "pt") as opened:
         about = opened.metadata()

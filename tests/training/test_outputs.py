@@ -8,15 +8,17 @@ import tiny_training as tiny
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
+from trained_factors import PROGRESS, facts
 
 from loramux_store import InterpretOptions
-from loramux_store.layout import known_layouts
+from loramux_store.layout import known_layout, known_layouts
 from loramux_store.verdict import judge
 from loramux_train import base, base_file, plan
-from loramux_train.adapter import Naming, load_adapter, save_adapter
 from loramux_train.adapter_settings import AdapterSettings, Ranks
 from loramux_train.errors import BadBase
 from loramux_train.injection import inject
+from loramux_train.output.adapter_file import Form, save_adapter
+from loramux_train.output.base_layout import layout_of
 from loramux_train.target_settings import TargetSettings
 
 BUILTIN = Path(__file__).parents[2] / "server/loramux_server/builtin/base"
@@ -30,11 +32,11 @@ _DORA = AdapterSettings(rank=2, dora=True)
 
 # Not DoRA in kohya's naming: diffusers 0.42 takes lengths [outputs, 1], as web interfaces want them, for [outputs].
 @pytest.mark.parametrize(
-    ("settings", "naming"),
-    [(_RANKS, "kohya"), (_RANKS, "peft"), (_RSLORA, "kohya"), (_RSLORA, "peft"), (_DORA, "peft")],
+    ("settings", "form"),
+    [(_RANKS, "kohya"), (_RANKS, "diffusers"), (_RSLORA, "kohya"), (_RSLORA, "diffusers"), (_DORA, "diffusers")],
 )
 def test_diffusers_draws_with_a_file_what_the_trained_base_predicts(
-    settings: AdapterSettings, naming: Naming, tmp_path: Path
+    settings: AdapterSettings, form: Form, tmp_path: Path
 ) -> None:
     """huggingface/diffusers#9291, #14088: alpha lost or ignored, keys that load and do nothing."""
     ours = base.load(base.outline_of(BUILTIN), torch.float32, torch.device("cpu"))
@@ -46,9 +48,8 @@ def test_diffusers_draws_with_a_file_what_the_trained_base_predicts(
                 value.normal_(std=0.05)
             if name.endswith(".m"):
                 value.mul_(1.2)
-    file = tmp_path / "adapter.safetensors"
-    save_adapter(file, injected.adapter(), naming, {}, torch.float32)
-    assert load_adapter(file).unet.keys()
+    layout, target = layout_of(ours.parts(), "builtin"), tmp_path / "adapter.safetensors"
+    file = save_adapter(injected.modules(), layout, facts(), PROGRESS, form, "fp32", target).path
     pipeline: Any = StableDiffusionPipeline.from_pretrained(BUILTIN, safety_checker=None, dtype=torch.float32)
     plain = _predicted(pipeline.unet, pipeline.text_encoder)
     pipeline.load_lora_weights(file)
@@ -66,9 +67,9 @@ def _predicted(unet: Any, encoder: Any) -> torch.Tensor:
         return unet(torch.randn(2, 4, 16, 16, generator=generator), torch.tensor([900, 100]), context).sample
 
 
-@pytest.mark.parametrize("naming", ["kohya", "peft"])
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
 @pytest.mark.parametrize("dora", [False, True])
-def test_the_store_takes_a_file_for_stable_diffusion(naming: Naming, dora: bool, tmp_path: Path) -> None:
+def test_the_store_takes_a_file_for_stable_diffusion(form: Form, dora: bool, tmp_path: Path) -> None:
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(
             block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
@@ -82,26 +83,11 @@ def test_the_store_takes_a_file_for_stable_diffusion(naming: Naming, dora: bool,
         for name, value in injected.parameters.items():
             if name.endswith(".B"):
                 value.normal_()
-    file = tmp_path / "adapter.safetensors"
-    save_adapter(file, injected.adapter(), naming, {}, torch.float16)
+    layout, target = known_layout("sd1"), tmp_path / "adapter.safetensors"
+    file = save_adapter(injected.modules(), layout, facts(), PROGRESS, form, "fp16", target).path
     verdict = judge(file, InterpretOptions(), known_layouts())
     assert verdict.verdict == "accepted", verdict.reason
     assert verdict.family == "sd1"
-
-
-def test_factors_that_the_files_numbers_cannot_hold_are_not_written(tmp_path: Path) -> None:
-    """kohya-ss/sd-scripts#2204: small weights underflow in fp16."""
-    made = tiny.base()
-    settings = AdapterSettings()
-    injected = inject(made.parts(), plan.make(made.parts(), TargetSettings(), settings, "adamw", 4), settings, seed=0)
-    for value, said in ((1e-9, "too small for torch.float16"), (1e6, "too large for torch.float16")):
-        with torch.no_grad():
-            for name, parameter in injected.parameters.items():
-                if name.endswith(".B"):
-                    parameter.fill_(value)
-        with pytest.raises(ValueError, match=said):
-            save_adapter(tmp_path / "a.safetensors", injected.adapter(), "kohya", {}, torch.float16)
-    assert not list(tmp_path.iterdir())
 
 
 # bases

@@ -52,7 +52,7 @@ class Finishing:
         """
         wanted = self.config.output.which == "best"
         values, step = (best.values, best.step) if wanted else (self.training.values, self.training.done)
-        modules, output = self._modules(values), self.config.output
+        modules, output = self.training.injected.modules(values), self.config.output
         progress, path = self._progress(step), adapter_file(self.config)
         if not self.training.tokens.changed(values):
             raise NothingLearnt(
@@ -83,7 +83,7 @@ class Finishing:
 
     def tell(self, why: str) -> Path:
         """Write the report of a run that ended before its last step."""
-        modules = self._modules(self.training.values)
+        modules = self.training.injected.modules(self.training.values)
         pairs = () if self.samples is None else self.samples.seen()
         html, _ = write_report(self._report(modules, pairs, (why,), ()), self.config.output.folder)
         return html
@@ -108,20 +108,6 @@ class Finishing:
             notes=(*notes, *self.data.warnings),
             files=files,
         )
-
-    def _modules(self, values: Mapping[str, Tensor]) -> list[TrainedModule]:
-        return [
-            TrainedModule(
-                part=layer.part,
-                path=layer.path,
-                down=values[f"{layer.part}.{layer.path}.A"],
-                up=values[f"{layer.part}.{layer.path}.B"],
-                alpha=layer.alpha,
-                rslora=self.config.adapter.rslora,
-                magnitude=values.get(f"{layer.part}.{layer.path}.m"),
-            )
-            for layer in self.outlook.plan.layers
-        ]
 
     def _norms(self, modules: Sequence[TrainedModule]) -> tuple[GroupNorm, ...]:
         parts, weights = self.training.base.parts(), dict[str, Tensor]()

@@ -1,20 +1,20 @@
 """Factors in a frozen base: y = W0 x + scale B A x, with A gaussian and B zero at the start.
 
-Takes models and a plan; puts PEFT's layers into the models, and gives the parameters that train, by name. Factors are
-fp32 whatever the base's type. Knows no optimiser and no file.
+Takes models and a plan; puts PEFT's layers into the models, and gives the parameters that train, by name, and what they
+have learnt, by module. Factors are fp32 whatever the base's type. Knows no optimiser and no file.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import Conv2d, Linear
 from torch import Tensor, nn
 
-from loramux_train.adapter import Adapter, Factors
 from loramux_train.adapter_settings import AdapterSettings
+from loramux_train.output.trained import Part, TrainedModule
 from loramux_train.plan import Plan, Planned
 
 NAME = "default"
@@ -26,28 +26,32 @@ matrices lie one after another: 78 and 63 us against 15, at rank 4, 1024 tokens,
 
 @dataclass(frozen=True, slots=True)
 class Injected:
-    """The factors of a run. parameters: by part.path.A, .B and, with DoRA, .m, in the order of the plan."""
+    """The factors of a run. parameters: by part.path.A, .B and, with DoRA, .m, in the order of the plan; rslora:
+    whether the scale is alpha / sqrt(rank)."""
 
     plan: Plan
     parameters: dict[str, nn.Parameter]
+    rslora: bool
 
     def of(self, *, text: bool) -> list[nn.Parameter]:
         """Those of the text encoders, or of the UNet."""
         return [p for name, p in self.parameters.items() if name.startswith("text_encoder") == text]
 
-    def adapter(self, values: Mapping[str, Tensor] | None = None) -> Adapter:
-        """What has been learnt, or what the given values of all parameters would be, on the CPU.
-
-        A scale of alpha / sqrt(rank) is told as alpha / rank with another alpha, which every reader understands.
-        """
+    def modules(self, values: Mapping[str, Tensor] | None = None) -> list[TrainedModule]:
+        """What has been learnt, or what the given values of all parameters would be."""
         held: Mapping[str, Tensor] = self.parameters if values is None else values
-        parts: dict[str, dict[str, Factors]] = {"unet": {}, "text_encoder": {}, "text_encoder_2": {}}
-        for layer in self.plan.layers:
-            name = f"{layer.part}.{layer.path}"
-            a, b, m = (_copied(held.get(f"{name}.{letter}")) for letter in "ABm")
-            assert a is not None and b is not None
-            parts[layer.part][_as_files_say(layer)] = Factors(a, b, layer.scale * layer.rank, m)
-        return Adapter(**parts)
+        return [
+            TrainedModule(
+                part=cast(Part, layer.part),
+                path=layer.path,
+                down=held[f"{layer.part}.{layer.path}.A"],
+                up=held[f"{layer.part}.{layer.path}.B"],
+                alpha=layer.alpha,
+                rslora=self.rslora,
+                magnitude=held.get(f"{layer.part}.{layer.path}.m"),
+            )
+            for layer in self.plan.layers
+        ]
 
 
 def inject(models: Mapping[str, nn.Module], plan: Plan, settings: AdapterSettings, seed: int) -> Injected:
@@ -65,7 +69,7 @@ def inject(models: Mapping[str, nn.Module], plan: Plan, settings: AdapterSetting
         parameters |= {f"{name}.A": wrapped.lora_A[NAME].weight, f"{name}.B": wrapped.lora_B[NAME].weight}
         if layer.dora:
             parameters[f"{name}.m"] = wrapped.lora_magnitude_vector[NAME].weight
-    return Injected(plan, parameters)
+    return Injected(plan, parameters, settings.rslora)
 
 
 def learnt(parameters: Mapping[str, Tensor]) -> float:
@@ -145,14 +149,3 @@ class _ModuleDropout:
         if not module.training:
             return None
         return rows * (torch.rand((), device=rows.device) >= self.share).to(rows.dtype)
-
-
-def _copied(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach().float().cpu().clone()
-
-
-def _as_files_say(layer: Planned) -> str:
-    """transformers 5 dropped a level of names that adapter files have."""
-    if layer.part == "unet" or layer.path.startswith("text_model."):
-        return layer.path
-    return f"text_model.{layer.path}"

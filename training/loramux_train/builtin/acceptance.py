@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from loramux_train.adapter import load_adapter
 from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter, sepia
+from loramux_train.builtin.applied import factors_in
 from loramux_train.builtin.concepts import HELD_OUT, STYLES, WHITE
 from loramux_train.builtin.drawing import load_parts
 from loramux_train.builtin.evaluate import Result, judge_base, judge_style, judge_subject, judge_treatment
@@ -56,8 +56,8 @@ def judge(out: Path, names: Sequence[str] = ()) -> Result:
 def judge_adapter(out: Path, built: BuiltinAdapter) -> Result:
     """One adapter by the measure that fits it."""
     parts, file = load_parts(out / "base"), out / built.folder / f"{built.name}.safetensors"
-    pair = next(iter(load_adapter(file).unet.values()))
-    about: Result = {"rank": pair.rank, "alpha": pair.alpha, "bytes": file.stat().st_size}
+    first = factors_in(file, parts)[0]
+    about: Result = {"rank": first.rank, "alpha": first.scale * first.rank, "bytes": file.stat().st_size}
     about["subjects_held_out"] = not built.trigger and not set(HELD_OUT) & set(built.sees)
     if built.name == "sepia":
         return about | judge_treatment(parts, file, sepia)

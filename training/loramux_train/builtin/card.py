@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from loramux_train.adapter import load_adapter
 from loramux_train.builtin.adapters import BUILTIN_ADAPTERS, BuiltinAdapter
 from loramux_train.builtin.applied import apply, set_weights
 from loramux_train.builtin.concepts import BACKGROUNDS, CONCEPTS, HELD_OUT, caption
@@ -38,7 +37,7 @@ def write_card(out: Path) -> None:
 def _adapter_sheet(out: Path, built: BuiltinAdapter) -> Image.Image:
     """One row a weight: concepts a style never saw, or the subject on every ground."""
     parts = load_parts(out / "base")
-    apply(parts, load_adapter(out / built.folder / f"{built.name}.safetensors"))
+    apply(parts, out / built.folder / f"{built.name}.safetensors")
     captions = _subject_captions() if built.trigger else [caption(concept) for concept in HELD_OUT[::2][:COLUMNS]]
     rows = [_at_weight(parts, weight, captions) for weight in WEIGHTS]
 

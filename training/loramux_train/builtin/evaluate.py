@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loramux_train.adapter import load_adapter
 from loramux_train.builtin.applied import apply, set_weights
 from loramux_train.builtin.concepts import BACKGROUNDS, CONCEPTS, FLAT, HELD_OUT, STYLES, Concept, Style, caption
 from loramux_train.builtin.drawing import Parts, draw
@@ -61,7 +60,7 @@ def judge_style(parts: Parts, file: Path, style: Style, references: Path, seeds:
     """Style distance to the style's real pictures of the same concepts, the ones style adapters are kept from."""
     every = torch.cat([read_references(references, each) for each in STYLES])
     measure = StyleDistance(parts.vae, every)
-    apply(parts, load_adapter(file))
+    apply(parts, file)
     captions = [caption(concept) for concept in HELD_OUT for _ in range(seeds)]
     real = read_references(references, style, HELD_OUT).repeat_interleave(seeds, dim=0)
     drawn = {weight: _draw_at(parts, weight, captions, list(range(seeds)) * len(HELD_OUT)) for weight in WEIGHTS}
@@ -77,7 +76,7 @@ def judge_style(parts: Parts, file: Path, style: Style, references: Path, seeds:
 
 def judge_subject(parts: Parts, file: Path, subject: Tensor, trigger: str, references: Path, seeds: int = 8) -> Result:
     """Does the trigger word draw the subject, and do the other captions still draw what they say?"""
-    apply(parts, load_adapter(file))
+    apply(parts, file)
     captions = [caption(Concept(trigger, trigger))] * seeds
     drawn = {weight: _draw_at(parts, weight, captions, list(range(len(captions)))) for weight in WEIGHTS}
     apart = {weight: distances(pictures, subject).amin(dim=1) for weight, pictures in drawn.items()}
@@ -97,7 +96,7 @@ def judge_subject(parts: Parts, file: Path, subject: Tensor, trigger: str, refer
 
 def judge_treatment(parts: Parts, file: Path, treat: Callable[[Tensor], Tensor], seeds: int = 2) -> Result:
     """An adapter with an exact truth: the picture without it, treated. Measured by likeness."""
-    apply(parts, load_adapter(file))
+    apply(parts, file)
     captions = [caption(concept) for concept in HELD_OUT for _ in range(seeds)]
     drawn = {weight: _draw_at(parts, weight, captions, list(range(seeds)) * len(HELD_OUT)) for weight in WEIGHTS}
     real = treat(drawn[0.0])
