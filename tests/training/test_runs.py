@@ -122,6 +122,22 @@ def test_resume_continues_weights_and_optimiser(base: Path, tmp_path: Path, opti
     assert len(moved) == sum(name.startswith("factors/") for name in at_four.tensors)
 
 
+def test_what_the_average_makes_of_captions_is_not_taken_for_what_the_steps_make(base: Path, tmp_path: Path) -> None:
+    """A text encoder has stopped: captions are encoded once for the steps, and anew for every validation, as its
+    average still moves. The first step after the stop follows a validation of the same captions."""
+    sections = EVERYTHING | {"adapter": {"ema": 0.9}, "optimiser": {"rate": 1e-2, "text_encoder_stop": 2}}
+    whole, broken, plain = Seen(), Seen(), Seen()
+    session.run(settings(base, tmp_path / "one", **sections), opened(held_out=2), None, [whole])
+    halves = settings(base, tmp_path / "two", **sections)
+    with pytest.raises(KeyboardInterrupt):
+        session.run(halves, opened(held_out=2), None, [StopAfter(3)])
+    session.run(halves, opened(held_out=2), "latest", [broken])
+    assert broken.begun_at == 2
+    assert (broken.reports, broken.validations) == (whole.reports[2:], whole.validations[1:])
+    session.run(settings(base, tmp_path / "three", **sections), opened(), None, [plain])
+    assert plain.reports == whole.reports, "validations change the steps"
+
+
 def test_a_finished_run_says_so_and_writes_nothing(base: Path, tmp_path: Path) -> None:
     """kohya-ss/sd-scripts#840, #954, Nerogar/OneTrainer#132: the same adapter silently written again."""
     made = settings(base, tmp_path)

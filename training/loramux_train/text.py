@@ -7,7 +7,8 @@ encoded at every use. Knows no noise and no loss.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,17 @@ class Text:
         self.training = training
         for encoder in self._base.text_encoders:
             encoder.train(training)
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        """Within it the encoders' factors are others than those of the steps: nothing that was remembered of captions
+        is used, and nothing is remembered."""
+        known, held = self._known, self._bytes
+        self._known, self._bytes = OrderedDict(), 0
+        try:
+            yield
+        finally:
+            self._known, self._bytes = known, held
 
     def embed(self, captions: Sequence[str]) -> Embedded:
         """The embeddings of captions, in their order."""

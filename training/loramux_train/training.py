@@ -6,6 +6,7 @@ as values. Knows no file. Everything random of a step is a function of the seed 
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -122,7 +123,8 @@ class Training:
         """The mean loss over pictures that were held out, at the same noises and timesteps every time."""
         self.base.unet.eval()
         self.text.train(False)
-        with holding(self.parameters, self.values):
+        averaged = self.text.apart() if self.average is not None and self._text_factors else nullcontext()
+        with holding(self.parameters, self.values), averaged:
             losses = [loss for position in range(len(held_out)) for loss in self._measure(held_out, position)]
         pictures = sum(count for count, _ in losses)
         return sum(count * loss for count, loss in losses) / pictures
