@@ -2,24 +2,32 @@
 
 import itertools
 import json
+import logging
+import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 import torch
 from diffusers import UNet2DConditionModel
 
 from loramux_client import AsyncClient
+from loramux_client import cli as command_line
+from loramux_server import logs, memory
 from loramux_server.bench import (
+    activation,
     call,
     cli,
     engine,
     gpu,
     ingest,
     kernels,
+    overhead,
     serve,
     shapes,
     soak,
@@ -225,24 +233,50 @@ def test_a_large_adapter_is_published_and_loaded(tmp_path: Path) -> None:
     assert [row.bound for row in rows] == ["<=2.5", "<=1.5", "", ""] and all(row.value > 0 for row in rows)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("kernels", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
-        "overhead",
-        pytest.param("store", marks=pytest.mark.long),
-        pytest.param("engine", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
-    ],
-)
-def test_one_json_object(name: str) -> None:
-    command = [sys.executable, "-m", "loramux_client.cli", "bench", name, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told.keys() == {"machine", "versions", "command", "rows"}
+def check_object(text: str) -> None:
+    """The one form of every result."""
+    told = json.loads(text)
+    assert told.keys() == {"machine", "versions", "command", "rows"} and told["rows"]
     for row in told["rows"]:
         assert row.keys() == {"name", "value", "unit", "bound", "holds"}
         assert row["value"] > 0 or (row["unit"] == "operations" and row["holds"])
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `loramux bench overhead` measures, once, among few residents; memory and log of the process stay."""
+    configure = logs.configure
+
+    def configured(level: int) -> None:
+        configure(level)
+        structlog.configure(cache_logger_on_first_use=False)
+
+    for module in (overhead, activation):
+        monkeypatch.setattr(module, "_REPEATS", 1)
+    monkeypatch.setattr(activation, "MANY", 20)
+    monkeypatch.setattr(call.measure, "__defaults__", (1,))
+    monkeypatch.setattr(memory, "keep_freed", lambda: None)
+    monkeypatch.setattr(logs, "configure", configured)
+    monkeypatch.setattr(os, "putenv", lambda *_: None)
+    yield
+    structlog.reset_defaults()
+    logging.basicConfig(force=True, level=logging.WARNING)
+
+
+def test_one_json_object(hasty: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """And nothing else on standard output."""
+    assert command_line.main(["bench", "overhead", "--json"]) == 0
+    check_object(capfd.readouterr().out)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["kernels", "overhead", "store", "engine"])
+def test_one_json_object_of_a_process(name: str) -> None:
+    command = [sys.executable, "-m", "loramux_client.cli", "bench", name, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    check_object(done.stdout)
 
 
 async def test_a_server_asked_for_too_much_refuses_with_a_time_to_wait(tmp_path: Path) -> None:
