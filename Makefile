@@ -25,7 +25,7 @@ INSTALLED := .venv/installed-$(KEY)
 BENCHMARKS := kernels overhead engine unet store scheduler tiers serve train
 ARGS ?=
 
-.PHONY: help setup demo serve test test-full check format proto api bench fuzz clean
+.PHONY: help setup demo serve test test-full check format proto api bench fuzz sbom clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1 \t\2/p' Makefile | expand -t 20
@@ -81,18 +81,23 @@ fuzz: $(INSTALLED) ## look for files that break the format readers, 60 s or ARGS
 	@$(PIP) --group fuzz
 	@OMP_NUM_THREADS=1 $(PY) tests/adapters_store/fuzz.py $(ARGS)
 
+SBOM ?= out/sbom.json
+sbom: $(INSTALLED) ## the bill of materials of what is installed here -> out/sbom.json
+	@mkdir -p $(dir $(SBOM))
+	@PATH=$(dir $(PY)):$$PATH deploy/image/sbom.sh $(PY) $(SBOM)
+
 clean: ## remove what was made here, except .venv and the shelf
 	rm -rf out dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # Set-up. torch comes first and alone, so that no other package chooses its build; then the rest
-# of constraints.txt. A release other than the pinned one brings its own triton, so that both pins
-# are then taken out of the copy of the constraints that pip is given.
+# of constraints.txt. A release other than the pinned one brings its own triton and CUDA, so that
+# their pins are then taken out of the copy of the constraints that pip is given.
 
 $(INSTALLED): | .venv/bin/python
 	@rm -f .venv/installed-*
 	@if [ '$(TORCH)' = '$(PINNED_TORCH)' ]; then cat constraints.txt; \
-	else sed '/^torch==/d; /^triton==/d' constraints.txt; echo 'torch==$(TORCH)'; fi \
+	else sed -E '/^(torch|triton|(cuda|nvidia)-.*)==/d' constraints.txt; echo 'torch==$(TORCH)'; fi \
 		> .venv/constraints.txt
 	@echo 'installing torch $(TORCH), then the packages in constraints.txt (minutes the first time)'
 	@$(PIP) pip

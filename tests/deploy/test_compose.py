@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import dockerfile
 import pytest
 import yaml
 from cryptography import x509
@@ -48,6 +49,18 @@ def test_settings_exist_and_name_what_is_mounted() -> None:
         assert any(str(file).startswith(path) for path in mounts)
     assert int(server["stop_grace_period"].removesuffix("s")) > made.linger_seconds + made.drain_seconds
     assert server["read_only"] and server["cap_drop"] == ["ALL"]
+
+
+def test_the_server_is_an_image_that_is_built_and_what_it_writes_to_is_mounted() -> None:
+    server, change = services()["loramux"], yaml.safe_load((FOLDER / "gpu.yaml").read_text())["services"]["loramux"]
+    for target, found in (("cpu", server), ("cuda", {**server, **change})):
+        assert (found["image"], found["build"]["target"]) == (dockerfile.tag(target), target)
+        mounts = {mount.split(":")[1] for mount in server["volumes"] if not mount.endswith(":ro")}
+        assert {*mounts, *server["tmpfs"]} == {*dockerfile.volumes(target), "/tmp"}
+    assert (FOLDER / server["build"]["context"] / "Dockerfile").samefile(dockerfile.ROOT / "Dockerfile")
+    (asked,) = change["deploy"]["resources"]["reservations"]["devices"]
+    assert asked == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert Settings.model_validate({"device": change["environment"]["LORAMUX_DEVICE"]}).device == "cuda"
 
 
 def test_files_that_are_mounted_are_there_and_ports_stay_on_this_machine() -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import dockerfile
 import kubernetes_validate
 import pytest
 import yaml
@@ -70,7 +71,8 @@ def test_pictures_that_run_at_a_stop_may_end() -> None:
     readiness = container()["readinessProbe"]
     unready = readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
     assert linger > unready, "calls must come in until balancers have noticed"
-    assert pod()["terminationGracePeriodSeconds"] > linger + drain
+    before = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert before > 0 and pod()["terminationGracePeriodSeconds"] > before + linger + drain
 
 
 def test_probes_ask_what_they_are_for() -> None:
@@ -87,9 +89,18 @@ def test_the_server_has_no_more_rights_than_it_needs() -> None:
     assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert pod()["securityContext"]["runAsNonRoot"] and not pod()["automountServiceAccountToken"]
-    dockerfile = (FOLDER.parents[1] / "Dockerfile").read_text()
-    user = pod()["securityContext"]["runAsUser"]
-    assert f"USER {user}:{user}" in dockerfile and "LORAMUX_STORE=/store" in dockerfile
+    rights = pod()["securityContext"]
+    users = {f"{rights[user]}:{rights[group]}" for user in ("runAsUser",) for group in ("runAsGroup", "fsGroup")}
+    assert users == {dockerfile.last(target, "USER") for target in dockerfile.TARGETS}
+
+
+@pytest.mark.parametrize("target", dockerfile.TARGETS)
+def test_the_image_is_one_that_is_built_and_what_it_writes_to_is_mounted(target: str) -> None:
+    (renamed,) = yaml.safe_load((FOLDER / "gpu" / "kustomization.yaml").read_text())["images"]
+    names = {"cpu": container()["image"], "cuda": f"{renamed['name']}:{renamed['newTag']}"}
+    assert names[target] == dockerfile.tag(target) and container()["image"].startswith(f"{renamed['name']}:")
+    mounts = {mount["mountPath"] for mount in container()["volumeMounts"] if not mount.get("readOnly")}
+    assert mounts == {*dockerfile.volumes(target), "/tmp"}
 
 
 def test_what_is_mounted_is_there_and_files_of_settings_are_mounted() -> None:
