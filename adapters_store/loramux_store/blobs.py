@@ -19,6 +19,7 @@ from loramux_store.errors import DataLoss, StoreError
 __all__ = ["READ_CHUNK", "Shelf", "StoredFile", "sha256_of"]
 
 READ_CHUNK = 1 << 20
+_SMALL = 1 << 12
 SEND_CHUNK = 1 << 18  # small enough that a message does not hold up a server's event loop
 
 
@@ -56,6 +57,16 @@ class Shelf:
         """Remove a leftover. Where the disk refuses, `Store.reclaim` tries again another day."""
         with suppress(StoreError):
             self.disk.remove(path)
+
+    def try_write(self) -> None:
+        """Writes something small to the disk and removes it; raises what the disk says to that."""
+        part = self.new_part()
+        try:
+            with self.disk.create(part) as handle:
+                self.disk.write(handle, bytes(_SMALL))
+                self.disk.sync(handle)
+        finally:
+            self.drop(part)
 
     def discard(self, path: Path) -> int:
         """Remove a file; how many bytes it had."""

@@ -40,7 +40,7 @@ from loramux_store.catalog_rows import (
     write_search,
 )
 from loramux_store.census import Counted, faults, forget, take_census
-from loramux_store.errors import Changed, NotFound
+from loramux_store.errors import Changed, DiskFailed, NoSpace, NotFound
 from loramux_store.layout import Layout
 from loramux_store.names import Ref
 from loramux_store.record import (
@@ -73,10 +73,12 @@ class Listed:
 
 
 class Catalog:
-    """The SQLite file. Readers run beside the one writer; a lock queues the writers."""
+    """The SQLite file. Readers run beside the one writer; a lock queues the writers. refused: whether the disk has
+    let a write fail since somebody set that back."""
 
     def __init__(self, path: Path) -> None:
         self._engine = open_engine(path)
+        self.refused = False
         self._folder = path.parent
         self._write_lock = threading.Lock()
         try:
@@ -261,6 +263,11 @@ class Catalog:
         with self._writing() as connection:
             insert_event(connection, now_us(), who, action, "", detail=detail)
 
+    def try_write(self) -> None:
+        """Commits a page that says what it said before; raises what the disk says to that."""
+        with self._writing() as connection:
+            connection.exec_driver_sql("PRAGMA user_version = 0")
+
     @contextmanager
     def locked(self) -> Generator[Listed]:
         """What the rows speak of, while nobody adds to them."""
@@ -274,13 +281,17 @@ class Catalog:
 
     @contextmanager
     def _writing(self) -> Generator[sa.Connection]:
-        with (
-            told(self._folder),
-            self._write_lock,
-            self._engine.connect().execution_options(write=True) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        try:
+            with (
+                told(self._folder),
+                self._write_lock,
+                self._engine.connect().execution_options(write=True) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except (NoSpace, DiskFailed):
+            self.refused = True
+            raise
 
 
 def _listed(connection: sa.Connection) -> Listed:

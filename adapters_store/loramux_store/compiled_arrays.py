@@ -6,8 +6,9 @@ it is called: whoever only lists adapters needs no numpy.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,32 @@ def read_current(path: Path, ranks: Mapping[str, int], embeddings: Sequence[Embe
     """
     try:
         data = np.empty(path.stat().st_size, np.uint8)
-        if not is_unbroken(path, data.data):
-            return None
-        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8:start].tobytes())
-        metadata = header.pop("__metadata__")
-        modules = modules_said(metadata, ranks, embeddings)
-        if modules is None:
-            return None
-        del header[SEAL]
-        return CompiledFile(modules, json.loads(metadata["embeddings"]), _tensors(data[start:-SEAL_BYTES], header))
+        return _opened(data, ranks, embeddings) if is_unbroken(path, data.data) else None
     except NO_FILE_OF_OURS:
         return None
+
+
+def in_memory(
+    convert: Callable[[Callable[[memoryview], object]], object],
+    ranks: Mapping[str, int],
+    embeddings: Sequence[Embedding],
+) -> CompiledFile | None:
+    """One that is never written: what `convert` gives its sink; None where that is of other modules or embeddings."""
+    made = io.BytesIO()
+    convert(made.write)
+    made.write(bytes(SEAL_BYTES))  # nobody reads it
+    return _opened(np.frombuffer(made.getbuffer(), np.uint8), ranks, embeddings)
+
+
+def _opened(data: NDArray[np.uint8], ranks: Mapping[str, int], embeddings: Sequence[Embedding]) -> CompiledFile | None:
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    metadata = header.pop("__metadata__")
+    modules = modules_said(metadata, ranks, embeddings)
+    if modules is None:
+        return None
+    del header[SEAL]
+    return CompiledFile(modules, json.loads(metadata["embeddings"]), _tensors(data[start:-SEAL_BYTES], header))
 
 
 def _tensors(data: NDArray[np.uint8], header: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:

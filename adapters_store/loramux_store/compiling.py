@@ -6,13 +6,14 @@ Takes plans and versions; gives files, by their path or in memory. Knows no cata
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramux_store.blobs import Shelf
 from loramux_store.compiled_file import is_current
 from loramux_store.conversion import convert, planned
-from loramux_store.errors import DataLoss
+from loramux_store.errors import DataLoss, DiskFailed, NoSpace
 from loramux_store.formats.plan import Plan
 from loramux_store.header import read_container
 from loramux_store.layout import Layout
@@ -55,16 +56,21 @@ class Compiling:
         return path
 
     def read(self, version: VersionRecord) -> CompiledFile:
-        """A version's file in memory, as it should be; its bytes are read once. Raises DataLoss like `path`, and where
-        a file that was made again cannot be read."""
+        """A version's file in memory, as it should be; its bytes are read once. One that the disk does not take, being
+        full or read-only, is made in memory alone. Raises DataLoss like `path`, and where a file that was made again
+        cannot be read."""
         # here, not above: whoever only lists adapters needs no numpy
-        from loramux_store.compiled_arrays import read_current
+        from loramux_store.compiled_arrays import in_memory, read_current
 
         path = self._path(version)
         found = read_current(path, version.ranks, version.embeddings)
         if found is None:
-            self._make_again(version)
-            found = read_current(path, version.ranks, version.embeddings)
+            try:
+                self._make_again(version)
+            except (NoSpace, DiskFailed):
+                found = in_memory(partial(convert, self._plan(version)), version.ranks, version.embeddings)
+            else:
+                found = read_current(path, version.ranks, version.embeddings)
         if found is None:
             raise DataLoss(version.blob_digest, "what was compiled of it anew cannot be read back")
         return found
@@ -72,12 +78,14 @@ class Compiling:
     def _path(self, version: VersionRecord) -> Path:
         return self._shelf.compiled_file(version.layout_digest, version.digest)
 
-    def _make_again(self, version: VersionRecord) -> None:
+    def _plan(self, version: VersionRecord) -> Plan:
         layout = self._layout(version.layout_digest)
         blob = self._shelf.verified_blob(version.blob_digest)
         container = read_container(blob, max(self._file_bytes, version.size_bytes))
-        plan = planned(container, version.options, version.adapter, [layout], layout)
-        part = self._shelf.new_part()
+        return planned(container, version.options, version.adapter, [layout], layout)
+
+    def _make_again(self, version: VersionRecord) -> None:
+        plan, part = self._plan(version), self._shelf.new_part()
         try:
             self.write(plan, part)
             self._shelf.disk.publish(part, self._path(version))

@@ -26,20 +26,21 @@ _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "ceph", "glust
 
 
 class Disk:
-    """Write, fsync, rename, remove."""
+    """Write, fsync, rename, remove. refused: whether the system has refused any of it since somebody set that back."""
 
     def __init__(self) -> None:
         self._durable: set[Path] = set()
+        self.refused = False
 
     def create(self, path: Path) -> BinaryIO:
         """A new file; an existing one of that name is an error, and so is a link."""
-        with _told("create", path.parent):
+        with self._told("create", path.parent):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
             return os.fdopen(os.open(path, flags, 0o644), "w+b", buffering=0)
 
     def open_part(self, path: Path) -> BinaryIO:
         """A file to append to, new or not, but no link."""
-        with _told("open", path.parent):
+        with self._told("open", path.parent):
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
             return os.fdopen(os.open(path, flags, 0o644), "a+b", buffering=0)
 
@@ -53,24 +54,24 @@ class Disk:
 
     def truncate(self, handle: BinaryIO) -> None:
         """Empty the file."""
-        with _told("truncate", handle.fileno()):
+        with self._told("truncate", handle.fileno()):
             os.ftruncate(handle.fileno(), 0)
 
     def write(self, handle: BinaryIO, data: bytes | memoryview) -> None:
         """All of data at the current position, of a part at its end."""
         view = memoryview(data)
-        with _told("write", handle.fileno(), len(view)):
+        with self._told("write", handle.fileno(), len(view)):
             while view:
                 view = view[os.write(handle.fileno(), view) :]
 
     def sync(self, handle: BinaryIO) -> None:
         """The file's bytes reach the disk."""
-        with _told("fsync", handle.fileno()):
+        with self._told("fsync", handle.fileno()):
             os.fsync(handle.fileno())
 
     def publish(self, source: Path, target: Path) -> None:
         """Give a synced file its final name, read-only, and make the name durable."""
-        with _told("chmod", source.parent):
+        with self._told("chmod", source.parent):
             os.chmod(source, 0o444)
         if target.parent not in self._durable or not target.parent.is_dir():
             self.make_folder(target.parent)
@@ -81,17 +82,17 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         """Atomic; replaces the target."""
-        with _told("rename", target.parent):
+        with self._told("rename", target.parent):
             os.replace(source, target)
 
     def make_folder(self, folder: Path) -> None:
         """There, with every folder above it."""
-        with _told("mkdir", folder.parent):
+        with self._told("mkdir", folder.parent):
             folder.mkdir(parents=True, exist_ok=True)
 
     def sync_folder(self, folder: Path) -> None:
         """Names in the folder reach the disk."""
-        with _told("fsync of a folder", folder):
+        with self._told("fsync of a folder", folder):
             handle = os.open(folder, os.O_RDONLY)
             try:
                 os.fsync(handle)
@@ -100,8 +101,20 @@ class Disk:
 
     def remove(self, path: Path) -> None:
         """Gone, or was not there."""
-        with _told("unlink", path.parent):
+        with self._told("unlink", path.parent):
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self, operation: str, place: Path | int, needed: int = 0) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.refused = True
+            if error.errno in _FULL:
+                raise NoSpace(needed, free_bytes(place)) from error
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            kind = ReadOnly if error.errno in _READ_ONLY else DiskFailed
+            raise kind(operation, reason) from error
 
 
 def free_bytes(place: Path | int) -> int:
@@ -133,15 +146,3 @@ def _filesystem(folder: Path, lines: list[str]) -> str:
         if folder.is_relative_to(point) and len(point.parts) >= best[0]:
             best = (len(point.parts), kind[0])
     return best[1]
-
-
-@contextmanager
-def _told(operation: str, place: Path | int, needed: int = 0) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise NoSpace(needed, free_bytes(place)) from error
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        kind = ReadOnly if error.errno in _READ_ONLY else DiskFailed
-        raise kind(operation, reason) from error

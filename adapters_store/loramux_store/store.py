@@ -9,6 +9,7 @@ and scales -> compiled file -> blob -> catalog row. A crash leaves the version w
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Generator
 from dataclasses import replace
@@ -23,7 +24,7 @@ from loramux_store.collecting import collect
 from loramux_store.compiling import Compiling
 from loramux_store.conversion import convert, planned
 from loramux_store.disk import Disk, free_bytes, refuse_network
-from loramux_store.errors import Closed, InvalidArgument, NotFound, UploadNotFound
+from loramux_store.errors import Closed, InvalidArgument, NotFound, StoreError, UploadNotFound
 from loramux_store.formats.plan import Plan
 from loramux_store.fsck import inspect
 from loramux_store.header import Container, read_container
@@ -62,6 +63,7 @@ __all__ = ["Store"]
 T = TypeVar("T")
 
 UPLOAD_IDLE_S = 24 * 3600.0
+_LEAST_FREE = 1 << 20  # bytes; the catalog and a small adapter need as much
 LOCAL = "local"
 """Who changes a store that is opened here, unless the caller knows better."""
 
@@ -318,6 +320,21 @@ class Store:
     def catalog_faults(self) -> list[str]:
         """What a look at the catalog alone finds wrong with it, in words: a second for 100,000 adapters."""
         return self._open_catalog().faults(quick=True)
+
+    def writable(self) -> bool:
+        """Whether it takes adapters just now: its disk is neither full nor read-only and gives no errors. Where a write
+        was refused, something small is written to see whether that is over."""
+        catalog, shelf = self._open_catalog(), self._shelf
+        try:
+            if not os.access(shelf.root, os.W_OK) or free_bytes(shelf.uploads) < _LEAST_FREE:
+                return False
+            if shelf.disk.refused or catalog.refused:
+                shelf.try_write()
+                catalog.try_write()
+                shelf.disk.refused = catalog.refused = False
+        except (StoreError, OSError):
+            return False
+        return True
 
     def stats(self) -> StoreStats:
         """Counts and sizes."""

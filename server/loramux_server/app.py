@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -207,7 +206,7 @@ class App:
         pictures, shelf = _SERVICES
         return (
             Service(("", pictures), runs, "the runner stalls or has ended"),
-            Service((shelf,), lambda: os.access(self.settings.store, os.W_OK), "the store cannot be written to"),
+            Service((shelf,), self.store.writable, "the store's disk is full, read-only or failing"),
         )
 
     def _watched(self, credentials: Credentials | None) -> list[Watched]:

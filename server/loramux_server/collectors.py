@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from loramux_server.described import Described
+from loramux_store.errors import StoreError
 from loramux_store.record import StoreStats
 
 STORE = (
@@ -58,8 +59,11 @@ class StoreCollector(Collector):
         self._stats = stats
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One gauge a count."""
-        stats = self._stats()
+        """One gauge a count; none while the store cannot tell, for a failing disk must not take the other numbers."""
+        try:
+            stats = self._stats()
+        except (StoreError, OSError):
+            return
         for name, text, field in STORE:
             yield GaugeMetricFamily(name, text, value=getattr(stats, field))
 

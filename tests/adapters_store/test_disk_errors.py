@@ -99,6 +99,51 @@ def test_a_catalog_that_cannot_be_written(
     assert store.publish(file(tmp_path, 2), big).created
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_what_cannot_be_written_is_compiled_in_memory(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A compiled file that is gone, on a disk that takes no other: whoever draws gets the same bytes all the same."""
+    version = store.publish(file(tmp_path, 1), UploadSpec(name="x")).version
+    written = store.read_compiled(version)
+    written.container.path.unlink()
+    with monkeypatch.context() as patch:
+        Failures(patch, number, at=0)
+        made = store.read_compiled(version)
+        assert made.container == written.container and (made.data == written.data).all()
+    assert not written.container.path.exists() and not store.fsck()[0].lost
+    assert (store.read_compiled(version).data == written.data).all() and store.fsck(full=True) == ()
+
+
+def test_a_store_tells_whether_it_can_be_written(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.writable()
+    with monkeypatch.context() as patch:
+        patch.setattr("loramux_store.disk.os.write", refuse)
+        assert store.writable(), "nobody has tried"
+        with pytest.raises(DiskFailed):
+            store.publish(file(tmp_path, 1), UploadSpec(name="x"))
+        assert not store.writable() and not store.writable()
+    assert store.writable()
+    with monkeypatch.context() as patch:
+        patch.setattr("loramux_store.store.free_bytes", lambda _: 1 << 12)
+        assert not store.writable()
+    sa.event.listen(store._catalog._engine, "checkout", only_read)
+    with pytest.raises(ReadOnly):
+        store.publish(file(tmp_path, 1), UploadSpec(name="x"))
+    assert not store.writable()
+    sa.event.remove(store._catalog._engine, "checkout", only_read)
+    store._catalog._engine.dispose()
+    assert store.writable() and list((tmp_path / "store" / "uploads").iterdir()) == []
+
+
+def refuse(*_: Any) -> int:
+    raise OSError(errno.EIO, "no")
+
+
+def only_read(connection: Any, _record: Any, _proxy: Any) -> None:
+    connection.execute("PRAGMA query_only = ON")
+
+
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_BUSY])
 def test_other_errors_of_the_catalogs_disk(tmp_path: Path, code: int) -> None:
     original = sqlite3.OperationalError("no")

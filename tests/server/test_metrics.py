@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from loramux_server.collectors import Held, MemoryCollector, ResidencyCollector
+from loramux_server.collectors import Held, MemoryCollector, ResidencyCollector, StoreCollector
 from loramux_server.described import Described, table
 from loramux_server.frequent_adapters import OTHER, FrequentAdapters
 from loramux_server.interceptors import Interceptor
 from loramux_server.metrics import Metrics
+from loramux_store.errors import DiskFailed
+from loramux_store.record import StoreStats
 
 
 def test_the_documents_table_is_the_registry() -> None:
@@ -41,6 +43,16 @@ def test_every_metric_is_described_as_it_is() -> None:
         assert (family.type, family.documentation) == (told[name].kind, told[name].text)
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(told[name].labels), name
+
+
+def test_a_store_that_cannot_tell_takes_no_other_numbers_with_it() -> None:
+    def fails() -> StoreStats:
+        raise DiskFailed("the catalog", "input/output error")
+
+    metrics = Metrics()
+    metrics.registry.register(StoreCollector(fails))
+    found = {family.name for family in metrics.registry.collect()}
+    assert "loramux_requests_in_flight" in found and not any(name.startswith("loramux_store_b") for name in found)
 
 
 def test_names_say_their_units_and_begin_with_the_prefix() -> None:
