@@ -20,7 +20,7 @@ from loramux_store.compiled_file import NO_FILE_OF_OURS, modules_said
 from loramux_store.record import Embedding
 from loramux_store.seal import SEAL, SEAL_BYTES, is_unbroken
 
-__all__ = ["CompiledFile", "read_current"]
+__all__ = ["CompiledFile", "in_memory", "read_current"]
 
 
 @dataclass(frozen=True, slots=True)
