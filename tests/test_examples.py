@@ -1,17 +1,22 @@
 """The examples of clients draw a picture on a real server, and tell refusals in a line."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.message import Message
+
+from loramux.v1 import adapter_service_pb2, generation_pb2, generation_service_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "client" / "examples"
 PNG = b"\x89PNG"
+GO = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +65,46 @@ def test_typescript(target: str, tmp_path: Path) -> None:
         ["node", "out/generate.js", ""], cwd=folder, env={**os.environ, "LORAMUX_SERVER": target}, capture_output=True
     )
     assert refused.returncode == 1 and b"INVALID_ARGUMENT: prompt" in refused.stderr
+
+
+@pytest.mark.skipif(None in map(shutil.which, GO), reason=f"{', '.join(GO)} are not all here: Go was NOT run")
+def test_go(target: str, tmp_path: Path) -> None:
+    """Stubs made, compiled and run, in a copy. Modules come from wherever GOPROXY and GOFLAGS say."""
+    folder = tmp_path / "client" / "examples" / "go"
+    shutil.copytree(EXAMPLES / "go", folder)
+    shutil.copytree(ROOT / "proto", tmp_path / "proto")
+    run(["buf", "generate", "../../../proto"], target, folder)
+    run(["go", "mod", "tidy"], target, folder)
+    run(["go", "build", "-o", "generate", "."], target, folder)
+    said = run(["./generate", "a red apple", "apple.png"], target, folder)
+    assert "ink" in said and "step 8 of 8" in said
+    assert (folder / "apple.png").read_bytes().startswith(PNG)
+    refused = subprocess.run(
+        ["./generate", "", "apple.png"], cwd=folder, env={**os.environ, "LORAMUX_SERVER": target}, capture_output=True
+    )
+    assert refused.returncode == 1 and b"InvalidArgument: prompt" in refused.stderr
+
+
+def test_go_names_what_the_schema_has() -> None:
+    """Where there is no Go: messages, their fields in literals and in getters, and services."""
+    text = (EXAMPLES / "go" / "generate.go").read_text()
+    modules = (adapter_service_pb2, generation_pb2, generation_service_pb2)
+    messages: dict[str, type[Message]] = {
+        name: found for each in modules for name, found in vars(each).items() if isinstance(found, type)
+    }
+    services = {name for each in modules for name in each.DESCRIPTOR.services_by_name}
+    named = set(re.findall(r"pb\.(\w+)", text))
+    clients = {name.removeprefix("New").removesuffix("Client") for name in named if name.endswith("Client")}
+    assert clients == services == {"AdapterService", "GenerationService"}
+    assert {name for name in named if not name.endswith("Client")} - messages.keys() == set()
+    literals = re.findall(r"&pb\.(\w+)\{([^}]*)\}", text)
+    assert len(literals) == 4
+    for name, fields in literals:
+        held = messages[name].DESCRIPTOR.fields_by_name
+        assert [field for field in re.findall(r"(\w+):", fields) if field.lower() not in _bare(held)] == [], name
+    events = _bare(generation_pb2.GenerateEvent.DESCRIPTOR.fields_by_name)
+    assert {name.lower() for name in re.findall(r"event\.Get(\w+)", text)} == {"step", "image"} & events
+
+
+def _bare(names: Iterable[str]) -> set[str]:
+    return {name.replace("_", "") for name in names}

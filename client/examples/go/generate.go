@@ -1,10 +1,11 @@
-// Draws one picture with an adapter, and tells how far it is.
+// Draws one picture with a blend of two adapters, and tells how far it is.
 //
-//	buf generate ../../../proto     # with buf.gen.yaml here: the plugins protoc-gen-go and protoc-gen-go-grpc
-//	go mod init example && go mod tidy
+//	go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+//	go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
+//	buf generate ../../../proto && go mod tidy
 //	go run . "a red apple" apple.png
 //
-// LORAMUX_SERVER and LORAMUX_TOKEN are read as the command line reads them.
+// LORAMUX_SERVER, LORAMUX_TOKEN and LORAMUX_CA are read as the command line reads them.
 package main
 
 import (
@@ -12,27 +13,35 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	pb "example/gen/loramux/v1"
 )
 
 func main() {
-	target := os.Getenv("LORAMUX_SERVER")
-	if target == "" {
-		target = "127.0.0.1:50051"
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: generate PROMPT FILE")
+		os.Exit(2)
 	}
-	connection, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+	if err := run(os.Args[1], os.Args[2]); err != nil {
+		refusal := status.Convert(err)
+		fmt.Fprintf(os.Stderr, "%s: %s\n", refusal.Code(), refusal.Message())
+		os.Exit(1)
+	}
+}
+
+func run(prompt, file string) error {
+	connection, err := connect()
 	if err != nil {
-		log.Fatal(err)
+		return err
 	}
 	defer connection.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
@@ -40,19 +49,43 @@ func main() {
 	if token := os.Getenv("LORAMUX_TOKEN"); token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	}
-	if err := draw(ctx, pb.NewGenerationServiceClient(connection), os.Args[1], os.Args[2]); err != nil {
-		log.Fatal(err)
+	page, err := pb.NewAdapterServiceClient(connection).ListAdapters(ctx, &pb.ListAdaptersRequest{PageSize: 100})
+	if err != nil {
+		return err
 	}
+	var names []string
+	for _, adapter := range page.Adapters {
+		names = append(names, adapter.Name)
+	}
+	fmt.Println("on the shelf:", strings.Join(names, ", "))
+	return draw(ctx, pb.NewGenerationServiceClient(connection), prompt, names[:min(2, len(names))], file)
 }
 
-func draw(ctx context.Context, client pb.GenerationServiceClient, prompt, file string) error {
-	weight, steps, seed := 0.8, int32(8), int64(7)
-	stream, err := client.GenerateStream(ctx, &pb.GenerateRequest{
-		Prompt: prompt,
-		Blend:  &pb.Blend{Entries: []*pb.BlendEntry{{Adapter: "ink", Weight: &weight}}},
-		Steps:  &steps,
-		Seed:   &seed,
-	})
+func connect() (*grpc.ClientConn, error) {
+	target, channel := os.Getenv("LORAMUX_SERVER"), insecure.NewCredentials()
+	if target == "" {
+		target = "127.0.0.1:50051"
+	}
+	if ca := os.Getenv("LORAMUX_CA"); ca != "" {
+		read, err := credentials.NewClientTLSFromFile(ca, "")
+		if err != nil {
+			return nil, err
+		}
+		channel = read
+	}
+	return grpc.NewClient(target,
+		grpc.WithTransportCredentials(channel),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+}
+
+func draw(ctx context.Context, client pb.GenerationServiceClient, prompt string, adapters []string, file string) error {
+	weight, steps, seed := 0.6, int32(8), int64(7)
+	blend := &pb.Blend{}
+	for _, adapter := range adapters {
+		blend.Entries = append(blend.Entries, &pb.BlendEntry{Adapter: adapter, Weight: &weight})
+	}
+	request := &pb.GenerateRequest{Prompt: prompt, Blend: blend, Steps: &steps, Seed: &seed}
+	stream, err := client.GenerateStream(ctx, request)
 	if err != nil {
 		return err
 	}
