@@ -12,6 +12,7 @@ import yaml
 from loramux_server.settings import PREFIX, Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
+GPU = FOLDER.with_name("kubernetes-gpu")
 VERSION = "1.33"
 OTHERS = {"ServiceMonitor", "ScaledObject"}  # of operators, whose schemas are theirs
 
@@ -96,7 +97,7 @@ def test_the_server_has_no_more_rights_than_it_needs() -> None:
 
 @pytest.mark.parametrize("target", dockerfile.TARGETS)
 def test_the_image_is_one_that_is_built_and_what_it_writes_to_is_mounted(target: str) -> None:
-    (renamed,) = yaml.safe_load((FOLDER / "gpu" / "kustomization.yaml").read_text())["images"]
+    (renamed,) = yaml.safe_load((GPU / "kustomization.yaml").read_text())["images"]
     names = {"cpu": container()["image"], "cuda": f"{renamed['name']}:{renamed['newTag']}"}
     assert names[target] == dockerfile.tag(target) and container()["image"].startswith(f"{renamed['name']}:")
     mounts = {mount["mountPath"] for mount in container()["volumeMounts"] if not mount.get("readOnly")}
@@ -140,8 +141,14 @@ def test_what_scales_is_there_and_a_server_is_full_long_after() -> None:
     assert scaled["minReplicaCount"] >= 1 and scaled["maxReplicaCount"] > scaled["minReplicaCount"]
 
 
+def test_what_changes_for_a_gpu_stands_beside_what_it_changes() -> None:
+    """kustomize refuses a folder whose base contains it."""
+    (base,) = yaml.safe_load((GPU / "kustomization.yaml").read_text())["resources"]
+    assert (GPU / base).resolve() == FOLDER and FOLDER not in GPU.parents
+
+
 def test_the_patches_for_a_gpu_change_what_is_there() -> None:
-    (patch,) = yaml.safe_load((FOLDER / "gpu" / "kustomization.yaml").read_text())["patches"]
+    (patch,) = yaml.safe_load((GPU / "kustomization.yaml").read_text())["patches"]
     target = one(patch["target"]["kind"])
     assert target["metadata"]["name"] == patch["target"]["name"]
     for operation in yaml.safe_load(patch["patch"]):
