@@ -158,6 +158,7 @@ class App:
         pictures = GenerationService(self.admission, self.runner, self._server_facts(), log, self.tracing)
         server, checks = self._server(pictures, shelf)
         watchdog = Watchdog(self._services(), checks, self.metrics)
+        beside = list[asyncio.Task[None]]()
         try:
             credentials = None if self._identity is None else Credentials(self._identity)
             port = listen(server, settings, credentials)
@@ -166,14 +167,19 @@ class App:
             await watchdog.look()
             self._ready = True
             on_ready(Ready(settings.host, port, admin.port, self.engine.base.name))
-            await asyncio.gather(
+            work = (
                 _watch_lag(self.metrics, stop),
                 watchdog.watch(stop),
                 keep_clean(self.store, self.metrics, stop),
                 keep_current(self._watched(credentials), self.metrics, stop),
                 tiers.keep(stop),
             )
+            beside += map(asyncio.create_task, work)
+            for task in beside:
+                task.add_done_callback(lambda ended: None if _well(ended) else stop.set())
+            await stop.wait()
         finally:
+            stop.set()  # for what works beside, whose end, which may have to wait for the disk, nobody waits for yet
             self._ready = False
             await checks.enter_graceful_shutdown()
             await asyncio.sleep(settings.linger_seconds)
@@ -183,9 +189,12 @@ class App:
             await asyncio.to_thread(pictures.close)
             await shelf.close()
             await asyncio.to_thread(admin.close)
+            ended = await asyncio.gather(*beside, return_exceptions=True)
             self.store.close()
             if self.tracing is not None:
                 await asyncio.to_thread(self.tracing.close)
+        for fault in filter(None, ended):
+            raise fault
 
     def _collect(self) -> None:
         """Numbers that are asked for at every scrape."""
@@ -244,6 +253,10 @@ async def serve(app: App, on_ready: Callable[[Ready], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await app.run(on_ready, stop)
+
+
+def _well(ended: asyncio.Task[None]) -> bool:
+    return not ended.cancelled() and ended.exception() is None
 
 
 async def _watch_lag(metrics: Metrics, stop: asyncio.Event) -> None:

@@ -1,6 +1,7 @@
 """The whole server in this process, on the built-in base."""
 
 import asyncio
+import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,6 +18,8 @@ PICTURES, SHELF = "loramux.v1.GenerationService", "loramux.v1.AdapterService"
 
 class Living:
     """A server that runs until it is told to stop."""
+
+    pid = os.getpid()
 
     def __init__(self, folder: Path, tracing: Tracing | None = None, **settings: Any) -> None:
         values = {"store": folder, "device": "cpu", "port": 0, "metrics_port": 0, "threads": 1, **settings}
@@ -57,6 +60,16 @@ class Living:
         self.stop.set()
         await self.client.close()
         await self.ended
+
+    def held(self) -> dict[str, float]:
+        """Jobs, their images, uses of adapters, and the loop's tasks."""
+        runner, device = self.app.runner, self.app.engine.adapters.device
+        return {
+            "jobs": len(runner._jobs),
+            "images": len(runner._scheduler._requests),
+            "users": sum(resident.users for resident in device.residents.values()),
+            "tasks": len(asyncio.all_tasks(self._ready.get_loop())),
+        }
 
     def sample(self, name: str, **labels: str) -> float:
         """Of a metric; 0 where there is none yet."""

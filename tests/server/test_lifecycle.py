@@ -9,13 +9,17 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from aftermath import Before, warm
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from living import PICTURES, SHELF, Living
 
-from loramux_client.errors import Unavailable
+from loramux_client.errors import DeadlineExceeded, Unavailable
+from loramux_client.pictures import Done
 from loramux_client.server_info import Health
 from loramux_server.metrics import Metrics
 from loramux_server.watchdog import Service, Watchdog
+from loramux_store.record import Reclaimed
+from loramux_store.store import Store
 
 
 @pytest.fixture
@@ -31,6 +35,8 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
     living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await living.http("/readyz") == 200 and await living.client.health("") is Health.SERVING
+    await warm(living.client)
+    before = Before(living)
     go_on, step = threading.Event(), living.app.engine.step
 
     def stalling(keys: Any) -> Any:
@@ -39,6 +45,7 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
 
     monkeypatch.setattr(living.app.engine, "step", stalling)
     drawing = asyncio.create_task(living.client.generate("a red apple", steps=2))
+    left = asyncio.create_task(living.client.generate("a dog", steps=2, timeout=0.5))
     await living.until(Health.NOT_SERVING)
     assert await living.client.health("") is Health.NOT_SERVING and await living.client.health(SHELF) is Health.SERVING
     assert (await living.http("/readyz"), await living.http("/livez")) == (503, 200)  # it may yet go on
@@ -46,10 +53,15 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
     assert (
         sample("loramux_service_up", {"service": "all"}) == 0 and (sample("loramux_runner_silent_seconds") or 0) > 0.6
     )
+    with pytest.raises(DeadlineExceeded):
+        await left
+    del left
     go_on.set()
     assert (await drawing).images
+    del drawing
     await living.until(Health.SERVING)
     assert await living.http("/readyz") == 200
+    await before.is_again()
 
 
 async def test_a_dead_runner_is_no_longer_alive(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +92,35 @@ async def test_a_stop_is_seen_first_then_turns_away_and_lets_finish(living: Livi
     assert (await running).images and (await slow).images
     await living.ended
     assert await watching == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+async def test_a_stop_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What works beside has not come back from there: requests are turned away all the same."""
+    go_on, reached, reclaim = threading.Event(), threading.Event(), Store.reclaim
+
+    def hanging(store: Store) -> Reclaimed:
+        reached.set()
+        assert go_on.wait(60)
+        return reclaim(store)
+
+    monkeypatch.setattr(Store, "reclaim", hanging)
+    living = Living(tmp_path / "store")
+    await living.start()
+    assert await asyncio.to_thread(reached.wait, 20)
+    drawing = living.client.stream("a red apple", steps=100)
+    await anext(drawing)
+    living.stop.set()
+    await living.until(Health.NOT_SERVING)
+    refused = None
+    while refused is None:
+        try:
+            await living.client.generate("a dog", steps=1)
+        except Unavailable as error:
+            refused = error
+    assert refused.reason == "DRAINING"
+    assert isinstance([event async for event in drawing][-1], Done)
+    go_on.set()
+    await living.shut()
 
 
 async def _watched(living: Living) -> list[int]:

@@ -1,0 +1,65 @@
+"""Nothing of a fault is left: no rows, no tasks, no files, no memory, and the server draws.
+
+Takes a server, before the fault; says after it what is still there. Knows no faults.
+"""
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+from typing import Protocol
+
+from loramux_client import AsyncClient
+
+GROWTH = 4 << 20
+"""Bytes of resident memory that a fault may leave."""
+
+
+class Observed(Protocol):
+    """A server in this process or in one of its own. held: counts of what it holds."""
+
+    pid: int
+    client: AsyncClient
+
+    def held(self) -> dict[str, float]: ...
+
+
+class Before:
+    """What a server holds while nobody asks for anything."""
+
+    def __init__(self, server: Observed) -> None:
+        self._server, self._held = server, {**server.held(), "files": files(server.pid)}
+        self._memory = resident(server.pid)
+
+    async def is_again(self) -> None:
+        async with asyncio.timeout(30):
+            while left := self._left():
+                print(left)  # pytest shows it where the time runs out
+                await asyncio.sleep(0.05)
+        assert (await self._server.client.generate("a red apple", steps=1)).images
+        gc.collect()
+        grown = resident(self._server.pid) - self._memory
+        assert grown <= GROWTH, f"{grown} bytes"
+
+    def _left(self) -> dict[str, float]:
+        held = {**self._server.held(), "files": files(self._server.pid)}
+        return {what: held[what] for what in held if held[what] > self._held[what]}
+
+
+async def warm(client: AsyncClient, *adapters: str) -> None:
+    """Has whatever is made once be made."""
+    for _ in range(3):
+        blend = {name: 0.5 for name in adapters}
+        asked = [client.generate("a red apple", steps=2, adapters=blend) for _ in range(5)]
+        await asyncio.gather(*asked, *(client.generate("a dog", steps=2) for _ in range(5)))
+
+
+def files(pid: int) -> int:
+    """Descriptors."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
