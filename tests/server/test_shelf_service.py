@@ -15,6 +15,7 @@ import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from loading import Pool
+from pausing import Pause
 from safetensors.torch import save
 
 from loramux.v1 import adapter_service_pb2 as pb
@@ -122,20 +123,6 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, error_details_pb2.ErrorIn
     info = error_details_pb2.ErrorInfo()
     others = [detail.TypeName().rpartition(".")[2] for detail in status.details if not detail.Unpack(info)]
     return caught.value.code(), info, others
-
-
-class Pause:
-    """A progress callback that stops an upload or a download half way, until it may go on."""
-
-    def __init__(self) -> None:
-        self.reached, self.go_on, self.told = asyncio.Event(), threading.Event(), list[int]()
-        self._loop = asyncio.get_running_loop()
-
-    def __call__(self, so_far: int, total: int) -> None:
-        self.told.append(so_far)
-        if so_far > total // 2 and not self.go_on.is_set():
-            self._loop.call_soon_threadsafe(self.reached.set)
-            self.go_on.wait(20)
 
 
 async def until(condition: Any) -> None:
