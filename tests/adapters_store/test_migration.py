@@ -9,13 +9,11 @@ from typing import Any
 import adapter_files as af
 import pytest
 import torch
-from alembic import command
-from alembic.config import Config
+from old_catalogs import bring_back, empty_catalog
 
 from loramux_store import InterpretOptions, Store, UploadSpec
 from loramux_store.errors import NotFound
 from loramux_store.report_json import options_to_json, report_to_json
-from loramux_store.schema import open_engine
 
 PATHS = (
     "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
@@ -25,18 +23,6 @@ PATHS = (
     "text_encoder.text_model.encoder.layers.0.mlp.fc2",
 )
 SAID = {"labels": {"team": "art"}, "trigger_words": ("Zib",), "description": "Größe", "default_weight": 0.5}
-
-
-def empty_catalog(path: Path, revision: str) -> None:
-    """A catalog as the release of that revision makes it."""
-    config = Config()
-    config.set_main_option("script_location", "loramux_store:migrations")
-    config.set_main_option("path_separator", "os")
-    engine = open_engine(path)
-    with engine.connect().execution_options(write=True) as connection, connection.begin():
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    engine.dispose()
 
 
 def upload_all(store: Store, folder: Path) -> None:
@@ -168,16 +154,7 @@ def test_a_store_of_the_second_schema_keeps_everything_and_takes_pins(tmp_path: 
     with Store.open(tmp_path) as store:
         upload_all(store, tmp_path)
         told = [store.get_adapter(name) for name in "ab"], store.resolve("a@1"), store.list_events(10).items
-    second = tmp_path / "second.sqlite3"
-    empty_catalog(second, "0002")
-    with sqlite3.connect(second) as old, sqlite3.connect(tmp_path / "catalog.sqlite3") as new:
-        schema = {row[0] for row in old.execute("SELECT sql FROM sqlite_master")}
-        new.execute("DROP TABLE pins")
-        new.execute("ALTER TABLE versions DROP COLUMN bundled")
-        new.execute("UPDATE alembic_version SET version_num = '0002'")
-        assert {row[0] for row in new.execute("SELECT sql FROM sqlite_master")} == schema
-    old.close()
-    new.close()
+    bring_back(tmp_path / "catalog.sqlite3", "0002")
     before = everything(tmp_path / "catalog.sqlite3")
     with Store.open(tmp_path) as store:
         assert ([store.get_adapter(name) for name in "ab"], store.resolve("a@1"), store.list_events(10).items) == told
