@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,9 @@ def _targets(tensors: Mapping[str, torch.Tensor], component: str) -> list[str]:
     ]
 
 
-def layer_shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    """Weight shapes of the base's Linear and Conv2d layers by path, read with diffusers and transformers."""
+@cache
+def layer_shapes(base: Path) -> Mapping[str, tuple[int, ...]]:
+    """Weight shapes of the base's Linear and Conv2d layers by path, read with diffusers and transformers, once."""
     pipe = DiffusionPipeline.from_pretrained(base)
     components = [name for name in ("unet", "text_encoder", "text_encoder_2") if name in pipe.components]
     return {
