@@ -37,6 +37,8 @@ from loramux.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
 )
+from loramux_client import cli
+from loramux_server import logs, memory
 
 CLI = (sys.executable, "-m", "loramux_client.cli")
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -439,19 +441,22 @@ def test_priorities_are_taken_and_counted(server: Running) -> None:
         assert server.metric(f'loramux_request_queue_seconds_count{{priority="{counted}"}}') == waits + 1
 
 
-def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
-    running = start(tmp_path / "store", "--max-queue", "2")
-    try:
-        first = running.pictures.GenerateStream(request(steps=200, num_images=2))
-        next(iter(first))
-        with pytest.raises(grpc.RpcError) as caught:
-            running.pictures.Generate(request())
-        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
-        assert status is not None and any(d.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for d in status.details)
-        first.cancel()
-    finally:
-        assert stop(running) == 0
+def test_a_full_queue_says_when_to_come_back_and_a_short_drain_ends_what_runs(tmp_path: Path) -> None:
+    """A queue of two is full; then the server stops, and what outlasts the drain hears why it ended."""
+    running = start(tmp_path / "store", "--max-queue", "2", "--drain-seconds", "0.1")
+    stream = running.pictures.GenerateStream(request(steps=200, num_images=2))
+    next(iter(stream))
+    with pytest.raises(grpc.RpcError) as caught:
+        running.pictures.Generate(request())
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    assert status is not None and any(d.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for d in status.details)
+    running.process.send_signal(signal.SIGTERM)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stream)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert details(caught.value)[0].reason == "DRAINING"
+    assert stop(running) == 0
 
 
 def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(tmp_path: Path) -> None:
@@ -467,13 +472,24 @@ def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(tmp_path: Pa
     assert stop(running) == 0
 
 
-def test_a_taken_port_and_a_bad_base_are_told_in_one_line(server: Running, tmp_path: Path) -> None:
+def test_a_taken_port_is_told_in_one_line(server: Running, tmp_path: Path) -> None:
     command = [*CLI, "serve", "--store", str(tmp_path), "--metrics-port", "0"]
     port = server.target.rpartition(":")[2]
     taken = subprocess.run([*command, "--port", port], capture_output=True, text=True, timeout=60)
-    missing = subprocess.run([*command, "--base", str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert taken.returncode == missing.returncode == 1
-    assert "model_index.json" in missing.stderr and "Traceback" not in taken.stderr + missing.stderr
+    assert taken.returncode == 1 and "Traceback" not in taken.stderr
+    (told,) = (line for line in taken.stderr.splitlines() if line.startswith("loramux: "))  # gRPC says something, too
+    assert f"127.0.0.1:{port}" in told
+
+
+def test_a_bad_base_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, whose memory and log stay as they are."""
+    monkeypatch.setattr(memory, "keep_freed", lambda: None)
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    assert cli.main(["serve", "--store", str(tmp_path / "store"), "--base", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("loramux: ") and told.count("\n") == 1 and "model_index.json" in told
 
 
 def test_health_and_http(server: Running) -> None:
@@ -491,18 +507,6 @@ def test_a_silent_connection_holds_up_no_probe(server: Running) -> None:
     host, port = server.http.split(":")
     with socket.create_connection((host, int(port))):
         assert server.get("/livez") == "ok\n"
-
-
-def test_what_outlasts_the_drain_hears_that_the_server_stops(tmp_path: Path) -> None:
-    running = start(tmp_path / "store", "--drain-seconds", "0.1")
-    stream = running.pictures.GenerateStream(request(steps=200, num_images=4))
-    next(iter(stream))
-    running.process.send_signal(signal.SIGTERM)
-    with pytest.raises(grpc.RpcError) as caught:
-        list(stream)
-    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert details(caught.value)[0].reason == "DRAINING"
-    assert stop(running) == 0
 
 
 def test_a_generic_client_works_through_reflection(server: Running) -> None:
