@@ -32,12 +32,12 @@ FROM prepared AS installed-cpu
 ARG TORCH=
 ARG INDEX=
 RUN --mount=type=cache,target=/root/.cache/pip \
-    ./install.sh /opt/loramux /wheel/*.whl "$TORCH" "${INDEX:?expected --build-arg INDEX=URL, the index of builds of torch for the CPU}"
+    ./install.sh /opt/loramux /wheel/*.whl server "$TORCH" "${INDEX:?expected --build-arg INDEX=URL, the index of builds of torch for the CPU}"
 
 FROM prepared AS installed-cuda
 ARG TORCH=
 ARG INDEX=
-RUN --mount=type=cache,target=/root/.cache/pip ./install.sh /opt/loramux /wheel/*.whl "$TORCH" "$INDEX"
+RUN --mount=type=cache,target=/root/.cache/pip ./install.sh /opt/loramux /wheel/*.whl cuda "$TORCH" "$INDEX"
 
 # What both images have. /store and /cache are all that a server writes to, beside /tmp.
 FROM ${BASE} AS server

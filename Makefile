@@ -107,7 +107,7 @@ $(INSTALLED): | .venv/bin/python
 		printf '%s\n' 'TORCH ?= $(TORCH)' 'INDEX ?= $(INDEX)' > .venv/choice.mk; \
 	fi
 	@$(PIP) --group dev
-	@$(PIP) --no-build-isolation --editable '.[server,train,otel]'
+	@$(PIP) --no-build-isolation --editable '.[cuda,train,otel]'
 	@touch $@
 
 .venv/bin/python:

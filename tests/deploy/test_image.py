@@ -76,6 +76,14 @@ def test_labels_say_what_is_in_the_image(target: str) -> None:
     assert re.search(r'"\$folder/sbom\.cdx\.json"$', INSTALL.read_text(), re.M)
 
 
+@pytest.mark.parametrize(("target", "extra"), [("cpu", "server"), ("cuda", "cuda")])
+def test_what_is_installed_has_the_extra_of_its_machine(target: str, extra: str) -> None:
+    stages = dockerfile.stages((ROOT / "Dockerfile").read_text())
+    (run,) = (each.rest for each in stages[f"installed-{target}"] if each.word == "RUN")
+    assert f"./install.sh /opt/loramux /wheel/*.whl {extra} " in run
+    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
 def test_both_stand_on_one_python_that_is_pinned_and_supported() -> None:
     text = (ROOT / "Dockerfile").read_text()
     base = re.search(r"^ARG BASE=python:(3\.\d+)\.\d+-slim-bookworm(@sha256:[0-9a-f]{64})?$", text, re.M)
@@ -161,14 +169,15 @@ def install(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_torch_is_installed_alone_and_first_and_then_the_wheel(tmp_path: Path) -> None:
-    calls, pins = install(tmp_path)
+@pytest.mark.parametrize("extra", ["server", "cuda"])
+def test_torch_is_installed_alone_and_first_and_then_the_wheel(tmp_path: Path, extra: str) -> None:
+    calls, pins = install(tmp_path, extra)
     pinned = pins["torch"]
     assert calls == [
         "python -m venv made",
         "python -m pip install --constraint pins.txt pip",
         f"python -m pip install --constraint pins.txt --no-deps torch=={pinned}",
-        "python -m pip install --constraint pins.txt x.whl[server,otel]",
+        f"python -m pip install --constraint pins.txt x.whl[{extra},otel]",
         "python -m pip check",
         "python -m venv tools",
         "python -m pip install --constraint pins.txt cyclonedx-bom",
@@ -178,6 +187,6 @@ def test_torch_is_installed_alone_and_first_and_then_the_wheel(tmp_path: Path) -
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_another_torch_comes_from_its_index_with_its_own_triton_and_cuda(tmp_path: Path) -> None:
-    calls, pins = install(tmp_path, "2.12.0", "URL")
+    calls, pins = install(tmp_path, "cuda", "2.12.0", "URL")
     assert calls[2] == "python -m pip install --constraint pins.txt --no-deps --index-url URL torch==2.12.0"
     assert pins["torch"] == "2.12.0" and {"triton", "cuda-bindings"}.isdisjoint(pins) and "diffusers" in pins
