@@ -27,11 +27,13 @@ from loramux_server.app import BUILTIN_FOLDER, Ready
 
 LEFT: Mapping[str, str] = {
     "docker": "needs a container engine; `tests/deploy` reads the files",
+    "grype": "downloads what is known of weak packages; `tests/deploy/test_sbom.py` reads the bill",
     "kubectl": "needs a cluster; `tests/deploy` reads the manifests",
     "pip install": "would change this environment; the extras that are named are looked up",
     "promtool": "is not everywhere; `tests/deploy/test_prometheus.py` runs the same where it is",
     "python -m loramux_train.builtin": "fetches pictures, and takes minutes",
     "loramux train run training/runs": "needs those pictures, and takes minutes; its settings are read",
+    "trivy": "needs an image, and downloads what is known of weak packages",
 }
 """Commands that are not run, by how they begin, each with the reason."""
 
