@@ -22,7 +22,7 @@ from loramux_client.errors import Unavailable
 from loramux_client.pictures import Done, ImageReady
 from loramux_client.upload_source import CHUNK_BYTES
 
-STREAMS = 6
+STREAMS = 4
 FILE = small_adapter(1, "on its way", pad=4 * CHUNK_BYTES)
 
 
@@ -53,7 +53,7 @@ async def watched(target: str) -> list[int]:
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
         while not condition():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 def loaded(serving: Serving) -> bool:
