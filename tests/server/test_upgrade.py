@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aftermath import Before
+from aftermath import Before, warm
 from crowd import Heard, alike, crowd, drawn
 from old_catalogs import bring_back, revisions
 from processes import Serving, start
@@ -45,6 +45,7 @@ async def test_an_upgrade_under_load_loses_nothing(tmp_path: Path) -> None:
     assert await everything(serving) == told
     assert serving.metrics()["loramux_adapter_pins_unmet"] == 0
     await drawn(serving.client, "half-done")
+    await warm(serving.client, "ink")
     before = Before(serving)
     async with crowd(serving.target, REFS, count=3) as heard:
         await all_drawn(heard)
