@@ -487,11 +487,12 @@ def _check_waits(
 
 @pytest.mark.parametrize(("seed", "max_rows"), [(0, 8), (1, 32), (2, 64)])
 @pytest.mark.parametrize("priorities", [(Priority.NORMAL,), tuple(Priority)])
+@pytest.mark.parametrize("count", [400, pytest.param(1000, marks=pytest.mark.long)])
 def test_nobody_waits_more_than_three_times_its_fair_share_at_80_percent_load(
-    seed: int, max_rows: int, priorities: tuple[Priority, ...]
+    seed: int, max_rows: int, priorities: tuple[Priority, ...], count: int
 ) -> None:
     """Poisson arrivals of mixed sizes, samplers, steps and pictures, against fluid processor sharing."""
-    asked = load(1000, seed, priorities)
+    asked = load(count, seed, priorities)
     over = [took / fair for took, fair in zip(simulate(asked, max_rows), fair_shares(asked), strict=True)]
     assert max(over) <= 3
 
