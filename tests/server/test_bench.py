@@ -239,7 +239,8 @@ def check_object(text: str) -> None:
     assert told.keys() == {"machine", "versions", "command", "rows"} and told["rows"]
     for row in told["rows"]:
         assert row.keys() == {"name", "value", "unit", "bound", "holds"}
-        assert row["value"] > 0 or (row["unit"] == "operations" and row["holds"])
+        beyond = "beyond" in row["name"]  # a difference of times, which a busy machine may turn round
+        assert row["value"] > 0 or beyond or (row["unit"] == "operations" and row["holds"]), row
 
 
 @pytest.fixture
