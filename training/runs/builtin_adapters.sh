@@ -8,10 +8,14 @@ train="python -m loramux_train.builtin --work out/train"
 
 $train icons
 $train pictures
-for name in ink glossy noto zib; do
+for name in ink glossy noto; do
     loramux train run "training/runs/$name.toml"
     cp "out/train/runs/$name/$name.safetensors" "$out/adapters/"
 done
+# gone on with after 1,200 steps, on the cosine of 1,800: the same two calls give the same weights
+loramux train run training/runs/zib.toml --run.steps 1200
+loramux train run training/runs/zib.toml --resume latest
+cp out/train/runs/zib/zib.safetensors "$out/adapters/"
 loramux train run training/runs/sepia.toml
 cp out/train/runs/sepia/sepia.safetensors "$out/demo/"
 $train judge --out "$out"
