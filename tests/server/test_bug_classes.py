@@ -42,6 +42,7 @@ CLASSES = (
 PLAIN = GenerationRequest("a dog", seed=1, steps=4, sampler=Sampler.DDIM)
 RESIDENT, IN_A_BLEND = 50, 5
 MAX_ROWS = 32  # the server's own on a CPU
+SMALL_POOL = 20  # rows of `server_with_a_small_pool`
 
 
 def blended(*names: str) -> GenerationRequest:
@@ -116,12 +117,16 @@ def little_garbage() -> Iterator[None]:
     gc.unfreeze()
 
 
-def make_every_table(server: Any) -> None:
-    """Those of every size of a batch: which sizes come is a matter of who meets whom."""
+def grow_what_grows(server: Any) -> None:
+    """Tables of every size of a batch, and the largest buffer of rows side by side of every pool: which of them come,
+    and when, is a matter of who meets whom in a forward."""
     for group in server.app.engine.groups.values():
         for width, rows in product((1, 17), range(1, MAX_ROWS + 1)):
             with group.adding([{EVERYWHERE: Added(rows=((0, 1.0),) * width)}] * rows):
                 assert group.tables[EVERYWHERE].width == (16 if width == 1 else 32)
+        for pool in (layer.pool for layer in group.layers.values() if layer.pool is not None):
+            a, _ = pool.gathered(((0, 2),) * (len(pool.a) // 2))
+            assert a.shape[0] * a.shape[1] == len(pool.a) == SMALL_POOL
 
 
 def tensors() -> Counter[str]:
@@ -155,8 +160,8 @@ def test_tensors_do_not_pile_up_while_adapters_are_swapped(
         server.app.engine.adapters.evict_unused()
         return tensors()
 
-    make_every_table(server)
     rounds(1)
+    grow_what_grows(server)
     first = held()
     rounds(3)
     try:
