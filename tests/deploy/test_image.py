@@ -168,7 +168,6 @@ def install(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     return calls, pins
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize("extra", ["server", "cuda"])
 def test_torch_is_installed_alone_and_first_and_then_the_wheel(tmp_path: Path, extra: str) -> None:
     calls, pins = install(tmp_path, extra)
@@ -185,7 +184,6 @@ def test_torch_is_installed_alone_and_first_and_then_the_wheel(tmp_path: Path, e
     assert pins.keys() > {"triton", "cuda-bindings"}
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_another_torch_comes_from_its_index_with_its_own_triton_and_cuda(tmp_path: Path) -> None:
     calls, pins = install(tmp_path, "cuda", "2.12.0", "URL")
     assert calls[2] == "python -m pip install --constraint pins.txt --no-deps --index-url URL torch==2.12.0"
