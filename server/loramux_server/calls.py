@@ -20,13 +20,13 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class Call:
-    """One RPC; anything that ends it other than a return or an abort is a cancel. code: its status, set by whoever
-    ends it; caller: the verified name, where there is one."""
+    """One RPC; what leaves it by another way than a return or `end` is a cancel. caller: the verified name, where
+    there is one."""
 
     def __init__(self, metrics: Metrics, tracing: Tracing | None, service: str, method: str, context: Any) -> None:
         self._metrics, self._labels = metrics, (service, method)
         self._span = None if tracing is None else tracing.rpc(service, method, context.invocation_metadata() or ())
-        self.code = "OK"
+        self._ended = False
         self.caller: str | None = None
 
     def __enter__(self) -> "Call":
@@ -35,16 +35,21 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and self.code == "OK":
-            self.code = "CANCELLED"
+        if not self._ended:
+            self.end("OK" if error is None else "CANCELLED")
+
+    def end(self, code: str) -> None:
+        """Tells of the call, with its status by name. Before the status is sent: who has it finds the call counted,
+        logged and traced."""
+        self._ended = True
         seconds = time.monotonic() - self._started
-        self._metrics.rpcs_handled.labels(*self._labels, self.code).inc()
+        self._metrics.rpcs_handled.labels(*self._labels, code).inc()
         self._metrics.rpc_seconds.labels(*self._labels).observe(seconds, exemplar())
         known = {} if self.caller is None else {"caller": self.caller}
         service, method = self._labels
-        _log.info("rpc", service=service, method=method, code=self.code, seconds=round(seconds, 3), **known)
+        _log.info("rpc", service=service, method=method, code=code, seconds=round(seconds, 3), **known)
         if self._span is not None:
-            self._span.end(self.code, self.caller)
+            self._span.end(code, self.caller)
 
     def received(self) -> None:
         """A message came."""

@@ -123,14 +123,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
     async def _abort(self, call: Call, context: Any, error: Exception) -> None:
         """Ends the RPC with the status of the error."""
         if isinstance(error, grpc.aio.AbortError):  # a handler of another library chose its own status
-            call.code = context.code().name if context.code() else "UNKNOWN"
+            call.end(context.code().name if context.code() else "UNKNOWN")
             raise error
         if isinstance(error, shelf.Refused):
             self._metrics.upload_failures.labels(error.reason.partition(":")[0]).inc()
         if isinstance(error, _TURNED_AWAY):
             self._metrics.rejected.labels(_describe(error)[1]).inc()
         code, status = to_status(error)
-        call.code = code.name
+        call.end(code.name)
         trailer = ("grpc-status-details-bin", status.SerializeToString())
         await context.abort(code, status.message, (trailer,))
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -21,7 +21,7 @@ from loramux_server.described import Described, table
 from loramux_server.frequent_adapters import OTHER, FrequentAdapters
 from loramux_server.interceptors import Interceptor
 from loramux_server.metrics import Metrics
-from loramux_store.errors import DiskFailed
+from loramux_store.errors import DiskFailed, NoSpace
 from loramux_store.record import StoreStats
 
 
@@ -112,27 +112,35 @@ def test_a_version_has_a_series_only_while_it_is_in_memory() -> None:
     assert value("a", "1", "device") is None and value("a", "1", "host") == 1
 
 
+BROKEN = b"broken"
+
+
 class Echo(grpc.GenericRpcHandler):
-    """All four kinds of RPCs; a stream answers twice, and aborts where it is asked to."""
+    """All four kinds of RPCs; a stream answers twice. What is asked to break does so."""
 
     def service(self, handler_call_details: Any) -> Any:
         def kind(name: str, behaviour: Any) -> Any:
             return getattr(grpc, f"{name}_rpc_method_handler")(behaviour)
 
-        async def unary_unary(request: bytes, context: Any) -> bytes:
+        def whole(request: bytes) -> bytes:
+            if request == BROKEN:
+                raise NoSpace(2, 1)
             return request
 
+        async def unary_unary(request: bytes, context: Any) -> bytes:
+            return whole(request)
+
         async def stream_unary(requests: Any, context: Any) -> bytes:
-            return b"".join([request async for request in requests])
+            return b"".join([whole(request) async for request in requests])
 
         async def unary_stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
             yield request
-            yield request
+            yield whole(request)
 
         async def stream_stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
             async for request in requests:
                 yield request
-                yield request
+                yield whole(request)
 
         found = {"UU": unary_unary, "SU": stream_unary, "US": unary_stream, "SS": stream_stream}
         behaviour = found.get(handler_call_details.method.rpartition("/")[2])
@@ -187,6 +195,51 @@ async def test_methods_that_the_server_does_not_have_share_one_series(echo: Any)
     assert value("grpc_server_handled_total", labels | {"grpc_code": "UNIMPLEMENTED"}) == 3
     (family,) = (each for each in echo.metrics.registry.collect() if each.name == "grpc_server_started")
     assert {sample.labels["grpc_service"] for sample in family.samples} == {"unknown"}
+
+
+class Aborted:
+    """A call's context, which notes what was counted of its method when it was aborted."""
+
+    def __init__(self, metrics: Metrics, method: str) -> None:
+        self._metrics, self._method = metrics, method
+        self.counted: list[float | None] = []
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+    def invocation_metadata(self) -> None:
+        return None
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    async def abort(self, code: grpc.StatusCode, message: str, trailers: Any) -> None:
+        labels = {"grpc_service": "echo.Echo", "grpc_method": self._method, "grpc_code": code.name}
+        self.counted.append(self._metrics.registry.get_sample_value("grpc_server_handled_total", labels))
+        raise grpc.aio.AbortError
+
+
+@pytest.mark.parametrize("method", ["UU", "SU", "US", "SS"])
+async def test_a_call_is_counted_before_its_caller_knows_how_it_ended(method: str) -> None:
+    """Else who asks for the metrics with a refusal in hand misses the refusal there."""
+    metrics = Metrics()
+    context = Aborted(metrics, method)
+    details = SimpleNamespace(method=f"/echo.Echo/{method}")
+
+    async def found(_details: Any) -> Any:
+        return Echo().service(details)
+
+    handler = await Interceptor(metrics).intercept_service(found, cast("Any", details))
+    asked = _many(b"a", BROKEN) if handler.request_streaming else BROKEN
+    behaviour = next(
+        filter(None, (handler.unary_unary, handler.stream_unary, handler.unary_stream, handler.stream_stream))
+    )
+    with pytest.raises(grpc.aio.AbortError):
+        if handler.response_streaming:
+            _ = [each async for each in behaviour(asked, context)]
+        else:
+            await behaviour(asked, context)
+    assert context.counted == [1]
 
 
 def exemplars(text: str) -> dict[str, list[dict[str, str]]]:
