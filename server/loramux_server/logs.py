@@ -29,7 +29,6 @@ def configure(level: int, form: Literal["json", "console"] = "json") -> None:
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
     render = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
