@@ -1,7 +1,7 @@
 """The shelf's door: messages become values, values become messages.
 
 Takes RPCs; asks the store, whose calls run on threads of their own: they hash, parse and wait for the disk. It knows no
-tensors and raises the error trees as they are (`interceptors` gives them status codes).
+tensors and raises the error trees as they are (`statuses` gives them codes).
 """
 
 import asyncio

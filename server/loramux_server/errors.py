@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a request, as one tree. It knows no gRPC; `interceptors` maps it.
+"""Everything that can go wrong with a request, as one tree. It knows no gRPC; `statuses` maps it.
 
     LoraMuxError
     ├── InvalidRequest      fields outside their range, every one of them named

@@ -1,7 +1,7 @@
 """The service that draws: messages become values, values become messages.
 
 Takes RPCs; asks admission and the runner. It knows no tensors and raises the error trees as they are
-(`interceptors` gives them status codes). Nothing that blocks runs on the event loop. `adapter_service` is the shelf's.
+(`statuses` gives them codes). Nothing that blocks runs on the event loop. `adapter_service` is the shelf's.
 """
 
 import asyncio

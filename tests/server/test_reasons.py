@@ -13,7 +13,8 @@ from living import Living
 from safetensors.torch import save
 
 import loramux_server
-from loramux_client.errors import FailedPrecondition, LoraMuxClientError, NotFound, ResourceExhausted
+from loramux_client import Use
+from loramux_client.errors import FailedPrecondition, InvalidArgument, LoraMuxClientError, NotFound, ResourceExhausted
 
 ROOT = Path(loramux_server.__file__).parents[2]
 SOURCES = Path(loramux_server.__file__).parent
@@ -37,8 +38,8 @@ def test_a_test_produces_it(reason: str, code: str, test: str) -> None:
 
 
 def _described() -> dict[str, str]:
-    """Reasons that the interceptor chooses itself, with their codes."""
-    tree = ast.parse((SOURCES / "interceptors.py").read_text("utf-8"))
+    """Reasons that are chosen by the kind of the error, with their codes."""
+    tree = ast.parse((SOURCES / "statuses.py").read_text("utf-8"))
     (describe,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_describe"]
     returns = [n.value.elts for n in ast.walk(describe) if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)]
     return {str(r.value): code.attr for code, r, *_ in returns if isinstance(r, ast.Constant)}
@@ -75,6 +76,13 @@ async def test_what_admission_refuses(tmp_path: Path) -> None:
     assert (await refusal(FailedPrecondition, adapters={"other": 1.0})).reason == "LAYOUT_MISMATCH"
     assert (await refusal(FailedPrecondition, adapters={"ink": 1.0, "glossy": 1.0})).reason == "BLEND_TOO_LARGE"
     assert (await client.generate("a red apple", steps=2, adapters={"ink": 1.0})).images, "each alone fits"
+    for key in (
+        "x" * 20_000,
+        "x" * 9_000,
+        "\N{CJK UNIFIED IDEOGRAPH-732B}" * 5_000,
+    ):  # gRPC loses trailers of 8 KiB and more
+        error = await refusal(InvalidArgument, adapters=[Use("ink", 1.0, blocks={key: 1.0})])
+        assert error.reason == "INVALID_FIELD" and key[:50] in error.violations[0].field
     running = client.stream("a red apple", steps=100)
     await anext(running)
     error = await refusal(ResourceExhausted)
