@@ -1,13 +1,27 @@
 """The gate that every call passes: who is it, may it, and has it calls left.
 
-Takes what comes with a call; gives its caller or refuses. It knows no messages.
+Takes what is known of a call before its first message; lets it in or refuses. It knows no messages.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from loramux_server.access import OPEN, Access, Holder
+from loramux_server.access import OPEN, Access
 from loramux_server.callers import Caller, caller_of
-from loramux_server.limits import Meters
+from loramux_server.limits import Meter, Meters
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A call that was let in. holder: of its token, where it needed one; meter: what the holder uses."""
+
+    metadata: tuple[tuple[str, str | bytes], ...]
+    holder: str | None = None
+    meter: Meter | None = None
+
+    def caller(self, peer: str, certified: str | None = None) -> Caller:
+        """Who calls. certified: the common name of the client's certificate, where it has one."""
+        return caller_of(self.metadata, peer, self.holder or certified, self.meter)
 
 
 class Gate:
@@ -21,10 +35,8 @@ class Gate:
         """From the next call on. What holders have used stays counted."""
         self._access = access
 
-    def enter(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str, certified: str | None = None
-    ) -> Caller:
-        """certified: the common name of the client's certificate, where it has one.
+    def enter(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Entry:
+        """Once for each call.
 
         Raises:
             Unknown, Forbidden: where the call's token is not good for it.
@@ -32,8 +44,8 @@ class Gate:
         """
         pairs = tuple(metadata)
         if method.startswith(OPEN) or self._access is None:
-            return caller_of(pairs, peer, certified)
-        holder: Holder = self._access.admit(method, pairs)
+            return Entry(pairs)
+        holder = self._access.admit(method, pairs)
         meter = self._meters.of(holder)
         meter.call()
-        return caller_of(pairs, peer, holder.name, meter)
+        return Entry(pairs, holder.name, meter)

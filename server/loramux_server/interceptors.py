@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from loramux_server import callers, errors
 from loramux_server.calls import Call, Writing, count_unknown
-from loramux_server.gate import Gate
+from loramux_server.gate import Entry, Gate
 from loramux_server.metrics import Metrics
 from loramux_server.statuses import failure_of
 from loramux_server.tracing import Tracing
@@ -47,30 +47,46 @@ class Interceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The handler, wrapped; None (unknown methods) stays None."""
+        """The handler, wrapped; None (unknown methods) stays None. Whether the call is let in is asked here, because a
+        unary request is received and parsed, whole, before its handler is called."""
         handler = await continuation(handler_call_details)
         if handler is None:
             count_unknown(self._metrics)
             return None
+        path = handler_call_details.method
+        try:
+            entry = self._gate.enter(path, handler_call_details.invocation_metadata or ())
+        except Exception as refusal:
+            return self._refusing(handler, path, refusal)
         streams = handler.request_streaming
-        service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if handler.response_streaming:
             kind = "stream_stream" if streams else "unary_stream"
             behaviour = getattr(handler, kind)
             if inspect.iscoroutinefunction(behaviour):  # answers by context.write, as the health service does
-                wrapped: Any = self._unary(behaviour, service, method, streams=streams, writes=True)
+                wrapped: Any = self._unary(behaviour, path, entry, streams=streams, writes=True)
             else:
-                wrapped = self._streaming(behaviour, service, method, streams=streams)
+                wrapped = self._streaming(behaviour, path, entry, streams=streams)
         else:
             kind = "stream_unary" if streams else "unary_unary"
-            wrapped = self._unary(getattr(handler, kind), service, method, streams=streams, writes=False)
+            wrapped = self._unary(getattr(handler, kind), path, entry, streams=streams, writes=False)
         return handler._replace(request_deserializer=_lenient(handler.request_deserializer), **{kind: wrapped})
 
-    def _unary(self, behaviour: Any, service: str, method: str, *, streams: bool, writes: bool) -> Any:
+    def _refusing(self, handler: Any, path: str, refusal: Exception) -> Any:
+        """A handler that ends the call and reads nothing of it: one of a stream of requests, which are received when
+        they are asked for."""
+
+        async def call(_requests: Any, context: Any) -> None:
+            with self._following(path, context) as record:
+                await self._abort(record, context, refusal)
+
+        to = "stream" if handler.response_streaming else "unary"
+        return getattr(grpc, f"stream_{to}_rpc_method_handler")(call)
+
+    def _unary(self, behaviour: Any, path: str, entry: Entry, *, streams: bool, writes: bool) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            with self._following(service, method, context) as record:
+            with self._following(path, context) as record:
                 try:
-                    record.caller = self._enter(service, method, context)
+                    record.caller = _answer(entry, context)
                     if writes:
                         return await behaviour(record.counted(_parsed(request), streams), Writing(context, record))
                     response = await behaviour(record.counted(_parsed(request), streams), context)
@@ -81,11 +97,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _streaming(self, behaviour: Any, service: str, method: str, *, streams: bool) -> Any:
+    def _streaming(self, behaviour: Any, path: str, entry: Entry, *, streams: bool) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            with self._following(service, method, context) as record:
+            with self._following(path, context) as record:
                 try:
-                    record.caller = self._enter(service, method, context)
+                    record.caller = _answer(entry, context)
                     async with aclosing(behaviour(record.counted(_parsed(request), streams), context)) as responses:
                         async for response in responses:
                             record.sent()
@@ -95,18 +111,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _following(self, service: str, method: str, context: Any) -> Call:
+    def _following(self, path: str, context: Any) -> Call:
+        service, _, method = path.lstrip("/").partition("/")
         return Call(self._metrics, self._tracing, service, method, context)
-
-    def _enter(self, service: str, method: str, context: Any) -> str | None:
-        """The caller's verified name; from here on it is the current one."""
-        names = context.auth_context().get("x509_common_name") or ()
-        certified = next((bytes(name).decode(errors="replace") for name in names), None)
-        caller = self._gate.enter(
-            f"/{service}/{method}", context.invocation_metadata() or (), context.peer(), certified
-        )
-        callers.answering(caller)
-        return caller.holder
 
     async def _abort(self, call: Call, context: Any, error: Exception) -> None:
         """Ends the RPC with the status of the error."""
@@ -121,6 +128,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
         call.end(failure.code.name)
         trailer = ("grpc-status-details-bin", failure.status.SerializeToString())
         await context.abort(failure.code, failure.status.message, (trailer,))
+
+
+def _answer(entry: Entry, context: Any) -> str | None:
+    """The caller's verified name; from here on it is the current one."""
+    names = context.auth_context().get("x509_common_name") or ()
+    certified = next((bytes(name).decode(errors="replace") for name in names), None)
+    caller = entry.caller(context.peer(), certified)
+    callers.answering(caller)
+    return caller.holder
 
 
 class _Malformed:

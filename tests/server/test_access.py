@@ -73,10 +73,12 @@ def test_who_is_not_known_is_told_why(metadata: Sequence[tuple[str, str]], reaso
 def test_health_is_open_and_without_tokens_everything_is() -> None:
     gate = Gate(access())
     health = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/Check"
-    assert gate.enter(health, (), "ipv4:1.2.3.4:5").holder is None
+    assert gate.enter(health, ()).caller("ipv4:1.2.3.4:5").holder is None
     with pytest.raises(Unknown):
-        gate.enter(GENERATE, (), "ipv4:1.2.3.4:5")
-    assert Gate().enter(REFLECTION, (), "ipv4:1.2.3.4:5", "cn").holder == "cn"
+        gate.enter(GENERATE, ())
+    assert Gate().enter(REFLECTION, ()).caller("ipv4:1.2.3.4:5", "cn").holder == "cn"
+    known = Gate(access(ann=Holder("ann", frozenset({Scope.ADMIN}))))
+    assert known.enter(GENERATE, bearer("ann")).caller("ipv4:1.2.3.4:5", "cn").holder == "ann"
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ async def test_a_call_is_counted_before_its_caller_knows_how_it_ended(method: st
     """Else who asks for the metrics with a refusal in hand misses the refusal there."""
     metrics = Metrics()
     context = Aborted(metrics, method)
-    details = SimpleNamespace(method=f"/echo.Echo/{method}")
+    details = SimpleNamespace(method=f"/echo.Echo/{method}", invocation_metadata=())
 
     async def found(_details: Any) -> Any:
         return Echo().service(details)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from bad_wire import Wire
 from certificates import Signed, authority, sign
 from cryptography import x509
 from google.rpc import error_details_pb2
@@ -23,10 +24,10 @@ from loramux.v1 import adapter_service_pb2 as pb
 from loramux.v1 import adapter_service_pb2_grpc
 from loramux_client import AsyncClient, Client, tls_credentials
 from loramux_client.errors import InvalidArgument, PermissionDenied, ResourceExhausted, Unavailable
-from loramux_server.access import Scope, digest_of, read_access
+from loramux_server.access import Access, Holder, Limits, Scope, digest_of, read_access
 from loramux_server.adapter_service import AdapterService
 from loramux_server.callers import Caller, answering
-from loramux_server.errors import BadSetting
+from loramux_server.errors import BadSetting, OverLimit
 from loramux_server.gate import Gate
 from loramux_server.interceptors import Interceptor
 from loramux_server.listening import is_loopback, listen, refuse_openness
@@ -151,6 +152,86 @@ async def test_a_stream_of_a_stranger_is_refused_before_it_is_read(door: Door) -
 
     assert await asyncio.to_thread(send) is grpc.StatusCode.PERMISSION_DENIED
     assert door.metrics.registry.get_sample_value("loramux_upload_bytes_total") == 0
+
+
+class Taking(grpc.GenericRpcHandler):
+    """Generate and GenerateStream, which note what they read."""
+
+    def __init__(self) -> None:
+        self.read = list[int]()
+
+    def service(self, handler_call_details: Any) -> Any:
+        def parse(data: bytes) -> bytes:
+            self.read.append(len(data))
+            return data
+
+        async def unary(request: bytes, context: Any) -> bytes:
+            return b"drawn"
+
+        async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            yield b"drawn"
+
+        if handler_call_details.method.endswith("Stream"):
+            return grpc.unary_stream_rpc_method_handler(stream, parse)
+        return grpc.unary_unary_rpc_method_handler(unary, parse)
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+@pytest.mark.parametrize(
+    ("token", "code"),
+    [
+        (None, grpc.StatusCode.UNAUTHENTICATED),
+        ("b", grpc.StatusCode.UNAUTHENTICATED),
+        ("reader", grpc.StatusCode.PERMISSION_DENIED),
+        ("often", grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("boss", None),
+    ],
+)
+async def test_a_message_of_a_stranger_is_refused_before_it_is_taken(
+    method: str, token: str | None, code: grpc.StatusCode | None
+) -> None:
+    """A unary one too, of which gRPC by itself receives and parses all bytes before anybody is asked."""
+    size, path = 32 << 20, f"/loramux.v1.GenerationService/{method}"
+    often = Holder("often", frozenset({Scope.ADMIN}), Limits(requests_per_second=1e-9))
+    holders = [often, *(Holder(name, frozenset({scope})) for name, scope in EVERY.items())]
+    gate, taking, metrics = Gate(Access({digest_of(each.name): each for each in holders})), Taking(), Metrics()
+    with pytest.raises(OverLimit):
+        while True:
+            gate.enter(path, [("authorization", "Bearer often")])
+    server = grpc.aio.server(
+        interceptors=[Interceptor(metrics, gate)],
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 2 * size)],
+    )
+    server.add_generic_rpc_handlers((taking,))
+    port, wire = server.add_insecure_port("127.0.0.1:0"), Wire()
+    await server.start()
+    metadata = None if token is None else [("authorization", f"Bearer {token}")]
+
+    def send(target: str) -> grpc.StatusCode | None:
+        with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+            try:
+                if method == "Generate":
+                    assert channel.unary_unary(path)(bytes(size), metadata=metadata) == b"drawn"
+                else:
+                    assert list(channel.unary_stream(path)(bytes(size), metadata=metadata)) == [b"drawn"]
+            except grpc.RpcError as refused:
+                return refused.code()  # type: ignore[attr-defined]
+            return None
+
+    with capture_logs() as lines:
+        async with wire.to(port) as target:
+            assert await asyncio.to_thread(send, target) is code
+    await server.stop(None)
+    named = {"grpc_service": "loramux.v1.GenerationService", "grpc_method": method}
+    handled = metrics.registry.get_sample_value(
+        "grpc_server_handled_total", {**named, "grpc_code": code.name if code else "OK"}
+    )
+    assert handled == metrics.registry.get_sample_value("grpc_server_started_total", named) == 1
+    assert [line["code"] for line in lines if line["event"] == "rpc"] == [code.name if code else "OK"]
+    if code is None:
+        assert taking.read == [size] and wire.passed > size
+    else:
+        assert taking.read == [] and wire.passed < size / 4, "gRPC takes 4 MiB of a call that nobody reads"
 
 
 @pytest.mark.parametrize(("token", "code"), [("reader", grpc.StatusCode.PERMISSION_DENIED), ("boss", None)])
