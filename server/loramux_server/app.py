@@ -5,6 +5,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as package_version
@@ -183,16 +184,19 @@ class App:
             self._ready = False
             await checks.enter_graceful_shutdown()
             await asyncio.sleep(settings.linger_seconds)
-            await asyncio.to_thread(self.runner.drain, settings.drain_seconds)
-            await asyncio.to_thread(self.runner.stop)  # what still runs hears why, while its call is open
-            await server.stop(grace=1.0)
-            await asyncio.to_thread(pictures.close)
-            await shelf.close()
-            await asyncio.to_thread(admin.close)
-            ended = await asyncio.gather(*beside, return_exceptions=True)
-            self.store.close()
-            if self.tracing is not None:
-                await asyncio.to_thread(self.tracing.close)
+            self.runner.turn_away()
+            with ThreadPoolExecutor(1, thread_name_prefix="stop") as threads:  # of its own: a disk may hold all others
+                wait = partial(asyncio.get_running_loop().run_in_executor, threads)
+                await wait(self.runner.drain, settings.drain_seconds)
+                await wait(self.runner.stop)  # what still runs hears why, while its call is open
+                await server.stop(grace=1.0)
+                await wait(pictures.close)
+                await shelf.close()
+                await wait(admin.close)
+                ended = await asyncio.gather(*beside, return_exceptions=True)
+                self.store.close()
+                if self.tracing is not None:
+                    await wait(self.tracing.close)
         for fault in filter(None, ended):
             raise fault
 
@@ -215,7 +219,7 @@ class App:
         pictures, shelf = _SERVICES
         return (
             Service(("", pictures), runs, "the runner stalls or has ended"),
-            Service((shelf,), self.store.writable, "the store's disk is full, read-only or failing"),
+            Service((shelf,), self.store.writable, "the store's disk is full, read-only or failing", on_disk=True),
         )
 
     def _watched(self, credentials: Credentials | None) -> list[Watched]:

@@ -7,6 +7,7 @@ goes on, and the log and a metric say so. It knows neither tokens nor certificat
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -45,11 +46,13 @@ class Watched:
 async def keep_current(
     watched: Sequence[Watched], metrics: Metrics, stop: asyncio.Event, period_s: float = PERIOD_S
 ) -> None:
-    """Until `stop`, looks at the files every so often."""
+    """Until `stop`, looks at the files every so often; on a thread of its own, since a token that is gone must be
+    refused although all others wait for a disk."""
+    loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(1, thread_name_prefix="reloading")
     while watched and not stop.is_set():
         for each in watched:
             try:
-                changed = await asyncio.to_thread(each.look)
+                changed = await loop.run_in_executor(threads, each.look)
             except BadSetting as error:
                 metrics.reloads.labels(each.what, "refused").inc()
                 _log.error("changed files are wrong, what was read before goes on", what=each.what, error=str(error))
@@ -59,6 +62,7 @@ async def keep_current(
                     _log.warning("read again", what=each.what)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), timeout=period_s)
+    threads.shutdown()
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:

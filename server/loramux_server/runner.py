@@ -72,7 +72,7 @@ class _Running:
 
 
 class Runner:
-    """Runs jobs to their end. `submit`, `cancel`, `drain` and `stop` may be called from any thread."""
+    """Runs jobs to their end. `submit`, `cancel`, `turn_away`, `drain` and `stop` may be called from any thread."""
 
     def __init__(self, engine: Engine, scheduler: Scheduler, metrics: Metrics) -> None:
         self._engine = engine
@@ -140,10 +140,14 @@ class Runner:
         """Frees the job's rows at the next tick; a job that has ended is left alone."""
         self._end_soon(job_id, None, "cancelled")
 
+    def turn_away(self) -> None:
+        """Takes nothing new from now on; never waits. A submission that has been let in stays in."""
+        self._draining = True
+
     def drain(self, seconds: float) -> bool:
         """Takes nothing new and waits until all jobs ended; False where `seconds` were not enough."""
+        self.turn_away()
         with self._lock:
-            self._draining = True
             return self._lock.wait_for(lambda: not self._jobs, timeout=seconds)
 
     def stop(self) -> None:

@@ -19,6 +19,7 @@ from loramux_server.requests import Done, Event, Failed, ImageReady, Job, Server
 from loramux_server.runner import Runner
 from loramux_server.tracing import Tracing
 
+_ADMISSIONS = 4  # requests that read the catalog at once; behind a disk that hangs more would only wait, too
 _DECODERS = 2  # requests whose images are decoded at once: 0.5 GB for one of 2^25 pixels with transparency
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         self._admitting = nullcontext if tracing is None else partial(tracing.span, "admit")
         self._runner = runner
         self._version = facts.version
+        self._admissions = ThreadPoolExecutor(_ADMISSIONS, thread_name_prefix="admission")
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
         self._info = messages.server_info(admission.base, facts)
 
@@ -85,16 +87,18 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         return self._info
 
     def close(self) -> None:
-        """Ends the threads that decode images."""
-        self._decoders.shutdown(wait=True)
+        """Ends the threads that admit requests."""
+        for threads in (self._admissions, self._decoders):
+            threads.shutdown(wait=True)
 
     async def _admit(self, request: generation_pb2.GenerateRequest) -> Job:
-        """On threads of their own where images are decoded: that takes long, and much memory each."""
+        """On threads that nothing else of the server needs: a disk may hang under the catalog. On few where images are
+        decoded: that takes long, and much memory each."""
         brings = request.HasField("image") or request.HasField("mask")
         asked = messages.generation_request(request)
-        loop = asyncio.get_running_loop()
+        threads = self._decoders if brings else self._admissions
         with self._admitting():
-            return await loop.run_in_executor(self._decoders if brings else None, self._admission.admit, asked)
+            return await asyncio.get_running_loop().run_in_executor(threads, self._admission.admit, asked)
 
     async def _run(self, job: Job, seconds_left: float | None) -> AsyncGenerator[Told, None]:
         """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows.

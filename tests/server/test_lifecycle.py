@@ -21,6 +21,8 @@ from loramux_server.watchdog import Service, Watchdog
 from loramux_store.record import Reclaimed
 from loramux_store.store import Store
 
+GENERATE = {"grpc_service": PICTURES, "grpc_method": "Generate"}
+
 
 @pytest.fixture
 async def living(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Living]:
@@ -121,6 +123,68 @@ async def test_a_stop_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: py
     assert isinstance([event async for event in drawing][-1], Done)
     go_on.set()
     await living.shut()
+
+
+CROWD = 40
+"""More calls than asyncio has threads of its own for a machine of few cores."""
+
+
+@pytest.mark.parametrize("living", [{"stall_seconds": 0.6}], indirect=True)
+async def test_a_stall_and_a_stop_are_seen_while_every_request_waits_for_the_disk(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_answers, steps, stepping = threading.Event(), threading.Event(), threading.Event()
+    step, admit = living.app.engine.step, living.app.admission.admit
+
+    def stalling(keys: Any) -> Any:
+        stepping.set()
+        assert steps.wait(60)
+        return step(keys)
+
+    def hanging(asked: Any) -> Any:
+        assert disk_answers.wait(60)
+        return admit(asked)
+
+    monkeypatch.setattr(living.app.engine, "step", stalling)
+    drawing = asyncio.create_task(living.client.generate("a red apple", steps=2))
+    assert await asyncio.to_thread(stepping.wait, 20)
+    monkeypatch.setattr(living.app.admission, "admit", hanging)
+    waiting = [asyncio.create_task(living.client.generate("a dog", steps=1)) for _ in range(CROWD)]
+    async with asyncio.timeout(30):
+        while living.sample("grpc_server_started_total", **GENERATE) <= CROWD:
+            await asyncio.sleep(0.05)
+    await living.until(Health.NOT_SERVING)
+    living.stop.set()
+    async with asyncio.timeout(30):
+        while not living.app.runner._draining:
+            await asyncio.sleep(0.05)
+    steps.set()
+    assert (await drawing).images
+    disk_answers.set()
+    refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(each, Unavailable) for each in refused), refused
+    await living.ended
+
+
+async def test_a_disk_that_hangs_is_told_and_hides_nothing() -> None:
+    told, answers, works = asyncio.Queue[tuple[str, bool]](), threading.Event(), {"runner": True}
+
+    class Checks:
+        async def set(self, name: str, status: int) -> None:
+            told.put_nowait((name, status == health_pb2.HealthCheckResponse.SERVING))
+
+    shelf = Service((SHELF,), lambda: answers.wait(60), "failing", on_disk=True)
+    pictures = Service((PICTURES,), lambda: works["runner"], "stalls")
+    watchdog, stop = Watchdog((shelf, pictures), Checks(), Metrics(), patience_s=0.01), asyncio.Event()
+    watching = asyncio.create_task(watchdog.watch(stop))
+    async with asyncio.timeout(30):
+        assert {await told.get(), await told.get()} == {(PICTURES, True), (SHELF, False)}
+        works["runner"] = False
+        assert await told.get() == (PICTURES, False)
+        answers.set()
+        assert await told.get() == (SHELF, True)
+    stop.set()
+    await watching
 
 
 async def _watched(living: Living) -> list[int]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import ssl
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,19 @@ async def test_reflection_is_for_admins(door: Door, token: str, code: grpc.Statu
                 async for _ in asked:
                     pass
             assert caught.value.code() is code
+
+
+async def test_tokens_are_read_again_while_all_others_wait_for_a_disk(door: Door) -> None:
+    disk_answers, threads = threading.Event(), ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    waiting = asyncio.create_task(asyncio.to_thread(disk_answers.wait))
+    await asyncio.sleep(0)  # it has its thread
+    door.write_tokens({"newcomer": Scope.ADAPTERS_READ})
+    try:
+        await door.reloads("tokens", "done")
+    finally:
+        disk_answers.set()
+        await waiting
 
 
 async def test_tokens_are_read_again_and_a_wrong_file_changes_nothing(door: Door) -> None:
