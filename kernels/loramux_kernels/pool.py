@@ -5,6 +5,7 @@ It knows no adapter and no layer name.
 """
 
 import math
+import mmap
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -94,7 +95,7 @@ class RankRowPool:
     @classmethod
     def zeros(cls, size: int, k: int, n: int, *, dtype: torch.dtype, device: torch.device) -> "RankRowPool":
         """An empty pool of `size` rows."""
-        return cls(torch.zeros(size, k, dtype=dtype, device=device), torch.zeros(size, n, dtype=dtype, device=device))
+        return cls(_zeros(size, k, dtype=dtype, device=device), _zeros(size, n, dtype=dtype, device=device))
 
     def write(self, rows: Sequence[int], a: Tensor, b: Tensor, scale: float) -> None:
         """Writes fp32 factors a [r, K] and b [r, N] into the first r of `rows`, zeros into the rest.
@@ -158,8 +159,8 @@ class FusedPool:
     """The pools of layers that read one input, stacked: a [parts, P, K], b [parts, P, N]; each part a view."""
 
     def __init__(self, parts: int, size: int, k: int, n: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.a = torch.zeros(parts, size, k, dtype=dtype, device=device)
-        self.b = torch.zeros(parts, size, n, dtype=dtype, device=device)
+        self.a = _zeros(parts, size, k, dtype=dtype, device=device)
+        self.b = _zeros(parts, size, n, dtype=dtype, device=device)
         self.parts = tuple(RankRowPool(a, b) for a, b in zip(self.a, self.b, strict=True))
 
     def by_part(self, w0: Tensor, bias: Tensor | None) -> list[tuple[Tensor, Tensor | None, RankRowPool]]:
@@ -175,6 +176,15 @@ def balance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a, b
     exponent = round((math.log2(high_b) - math.log2(high_a)) / 2)
     return a * 2.0**exponent, b * 2.0**-exponent
+
+
+def _zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on the CPU pages of the system's, which it clears when they are first written: most of a pool never is,
+    and whoever first asks for an adapter would wait for all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def _with_scale(pool: Tensor | None, row: int, scale: Tensor | None, rows: int, device: torch.device) -> Tensor | None:

@@ -1,6 +1,8 @@
 """The reference's factors lie side by side: views where they can be, otherwise gathered once for each composition."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loramux_kernels import RankRowPool, TableBank, Tables, lora_linear
+from loramux_kernels import FusedPool, RankRowPool, TableBank, Tables, lora_linear
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -39,6 +41,27 @@ def gathers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(RankRowPool, "_gather", counted)
     return counts
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size, k, n: RankRowPool.zeros(size, k, n, dtype=torch.float32, device=CPU),
+        lambda size, k, n: FusedPool(1, size, k, n, dtype=torch.float32, device=CPU).parts[0],
+    ],
+    ids=["alone", "fused"],
+)
+def test_rows_take_memory_when_they_are_written(make: Callable[[int, int, int], RankRowPool]) -> None:
+    before = resident()
+    pool = make(1 << 16, 512, 512)
+    pool.write([1, 3], torch.ones(2, 512), torch.ones(2, 512), 1.0)
+    assert resident() - before < (pool.a.nbytes + pool.b.nbytes) // 8
+    assert pool.a[:5].sum(dim=1).tolist() == pool.b[:5].sum(dim=1).tolist() == [0, 512, 0, 512, 0]
 
 
 def test_one_adapter_whose_rows_adjoin_is_a_view(gathers: list[int]) -> None:
