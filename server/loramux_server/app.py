@@ -37,7 +37,9 @@ from loramux_server.engine.engine import Engine, Fixed, Observer
 from loramux_server.engine.host_tier import HostTier
 from loramux_server.engine.load_base import find_base, load_base
 from loramux_server.engine.pipeline import Base
+from loramux_server.engine.warm_up import warm_up
 from loramux_server.errors import BadSetting
+from loramux_server.first_request import first_request
 from loramux_server.gate import Gate
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
@@ -163,6 +165,7 @@ class App:
         try:
             credentials = None if self._identity is None else Credentials(self._identity)
             port = listen(server, settings, credentials)
+            await asyncio.to_thread(self._warm_up)
             self.runner.start()
             await server.start()
             await watchdog.look()
@@ -199,6 +202,12 @@ class App:
                     await wait(self.tracing.close)
         for fault in filter(None, ended):
             raise fault
+
+    def _warm_up(self) -> None:
+        """Draws the smallest picture there is, in one step."""
+        started = time.monotonic()
+        warm_up(self.engine, self.admission.admit(first_request(self.engine.base)))
+        _log.info("warm", seconds=round(time.monotonic() - started, 3))
 
     def _collect(self) -> None:
         """Numbers that are asked for at every scrape."""
