@@ -94,9 +94,15 @@ class Ready:
 
 
 class App:
-    """Everything a server is made of. Build it, `await run(...)` it once."""
+    """Everything a server is made of. Build it, `await run(...)` it once. metrics: where they are read already."""
 
-    def __init__(self, settings: Settings, observer: Observer | None = None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        observer: Observer | None = None,
+        tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.settings = settings
         refuse_openness(settings)
         self._gate = Gate(None if settings.tokens is None else read_access(settings.tokens))
@@ -104,7 +110,7 @@ class App:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.version = package_version("loramux")
-        self.metrics = Metrics(settings.adapter_series)
+        self.metrics = metrics or Metrics(settings.adapter_series)
         self.tracing = tracing or _tracing(settings, self.version)
         base = _load(settings)
         impl = _impl(settings.kernels, base.device, base.unet.dtype)
@@ -144,17 +150,15 @@ class App:
         self.metrics.certificate_expiry.set(self._identity.expires.timestamp() if self._identity else 0)
         self._ready = False
 
-    async def run(self, on_ready: Callable[[Ready], None], stop: asyncio.Event) -> None:
-        """Serves until `stop` is set, then drains: health first, then new requests, then running ones."""
+    async def run(
+        self, on_ready: Callable[[Ready], None], stop: asyncio.Event, admin: AdminServer | None = None
+    ) -> None:
+        """Serves until `stop` is set, then drains: health first, then new requests, then running ones.
+
+        admin: the HTTP side, where it answers already; it is closed in the end.
+        """
         settings = self.settings
-        admin = AdminServer(
-            settings.host,
-            settings.metrics_port,
-            self.metrics.registry,
-            version=self.version,
-            live=lambda: self.runner.alive,
-            ready=lambda: self._ready and watchdog.ready,
-        )
+        admin = admin or open_http(settings, self.metrics)
         tiers = Tiers(self.store, self.engine.adapters, self.admission.suits, self.metrics)
         shelf = AdapterService(self.store, tiers, self.metrics)
         log = RequestLog(self.metrics, self.tracing, prompts=settings.log_prompts)
@@ -167,6 +171,7 @@ class App:
             port = listen(server, settings, credentials)
             await asyncio.to_thread(self._warm_up)
             self.runner.start()
+            admin.ask(live=lambda: self.runner.alive, ready=lambda: self._ready and watchdog.ready)
             await server.start()
             await watchdog.look()
             self._ready = True
@@ -260,12 +265,26 @@ class App:
         return server, checks
 
 
-async def serve(app: App, on_ready: Callable[[Ready], None]) -> None:
-    """Runs the app until SIGTERM or SIGINT."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await app.run(on_ready, stop)
+def open_http(settings: Settings, metrics: Metrics) -> AdminServer:
+    """The HTTP side, which answers from now on.
+
+    Raises:
+        BadSetting: where strangers could reach the server.
+    """
+    refuse_openness(settings)
+    return AdminServer(settings.host, settings.metrics_port, metrics.registry, version=package_version("loramux"))
+
+
+async def serve(settings: Settings, on_ready: Callable[[Ready], None]) -> None:
+    """Builds an app and runs it until SIGTERM or SIGINT; HTTP answers meanwhile, for building takes minutes on a large
+    base. A signal that comes while it is built ends the process at once: there is nothing to bring to an end."""
+    metrics = Metrics(settings.adapter_series)
+    with contextlib.closing(open_http(settings, metrics)) as admin:
+        app = App(settings, metrics=metrics)
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await app.run(on_ready, stop, admin)
 
 
 def _well(ended: asyncio.Task[None]) -> bool:

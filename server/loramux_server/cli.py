@@ -48,7 +48,7 @@ def _run(settings: Settings) -> int:
 
     logs.configure(getattr(logging, settings.log_level.upper()), settings.log_format)
     try:
-        asyncio.run(app.serve(app.App(settings), _announce))
+        asyncio.run(app.serve(settings, _announce))
     except (LoraMuxError, StoreError, OSError, RuntimeError) as error:
         print(f"loramux: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """The HTTP side: /metrics, /livez, /readyz and /version, on a thread of its own.
 
-Takes a registry and two questions to ask; gives plain text. It knows no request and no engine.
+Takes a registry and, once there is somebody to ask, two questions; gives plain text. It knows no request and no engine.
 """
 
 import threading
@@ -29,22 +29,14 @@ class _Quiet(WSGIRequestHandler):
 
 
 class AdminServer:
-    """Listens from construction on; `port` is the port it got.
+    """Listens from construction on, as alive and not ready until `ask`; `port` is the port it got.
 
     Raises:
         OSError: where the address is taken.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        registry: CollectorRegistry,
-        *,
-        version: str,
-        live: Callable[[], bool],
-        ready: Callable[[], bool],
-    ) -> None:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, *, version: str) -> None:
+        self.ask(live=lambda: True, ready=lambda: False)
         metrics = cast("Callable[..., Iterable[bytes]]", make_wsgi_app(registry))
 
         def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -52,9 +44,9 @@ class AdminServer:
                 case "/metrics":
                     return metrics(environ, start_response)
                 case "/livez":
-                    status, text = ("200 OK", "ok") if live() else ("503 Service Unavailable", "engine stopped")
+                    status, text = ("200 OK", "ok") if self._live() else ("503 Service Unavailable", "engine stopped")
                 case "/readyz":
-                    status, text = ("200 OK", "ok") if ready() else ("503 Service Unavailable", "not ready")
+                    status, text = ("200 OK", "ok") if self._ready() else ("503 Service Unavailable", "not ready")
                 case "/version":
                     status, text = "200 OK", version
                 case _:
@@ -66,13 +58,17 @@ class AdminServer:
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 
+    def ask(self, *, live: Callable[[], bool], ready: Callable[[], bool]) -> None:
+        """Whom to ask from now on; on any thread."""
+        self._live, self._ready = live, ready
+
     @property
     def port(self) -> int:
         """The port it listens on."""
         return self._server.server_port
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stops listening; may be called again."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,12 @@ from living import PICTURES, SHELF, Living
 from loramux_client.errors import DeadlineExceeded, Unavailable
 from loramux_client.pictures import Done
 from loramux_client.server_info import Health
+from loramux_server import app as composition
+from loramux_server.engine.pipeline import Base
+from loramux_server.errors import BadBase
+from loramux_server.http import AdminServer
 from loramux_server.metrics import Metrics
+from loramux_server.settings import Settings
 from loramux_server.watchdog import Service, Watchdog
 from loramux_store.record import Reclaimed
 from loramux_store.store import Store
@@ -64,6 +71,32 @@ async def test_a_stalled_runner_makes_the_server_unready_until_it_goes_on(
     await living.until(Health.SERVING)
     assert await living.http("/readyz") == 200
     await before.is_again()
+
+
+async def test_http_answers_while_the_base_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From before the first byte of it: the process is alive and not ready, and has metrics."""
+    opened, answers, open_http = list[AdminServer](), dict[str, int](), composition.open_http
+
+    def reading(settings: Settings) -> Base:
+        for path in ("/livez", "/readyz", "/metrics"):
+            answers[path] = status(opened[0].port, path)
+        raise BadBase("base nowhere is gone")
+
+    monkeypatch.setattr(composition, "open_http", lambda *given: opened.append(open_http(*given)) or opened[0])
+    monkeypatch.setattr(composition, "_load", reading)
+    with pytest.raises(BadBase, match="nowhere"):
+        await composition.serve(Settings(store=tmp_path / "store", metrics_port=0), lambda _: None)
+    assert answers == {"/livez": 200, "/readyz": 503, "/metrics": 200}
+    with pytest.raises(urllib.error.URLError):
+        status(opened[0].port, "/livez")  # it listens no more
+
+
+def status(port: int, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
 
 
 async def test_a_dead_runner_is_no_longer_alive(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
