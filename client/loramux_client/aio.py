@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from os import PathLike
 from types import TracebackType
-from typing import Unpack
+from typing import Any, Unpack
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
@@ -19,7 +19,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from loramux.v1 import generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf, tier_messages
 from loramux_client.adapter_messages import Item, Page
-from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options, refuse_exposure
+from loramux_client.channel import DEFAULT_TIMEOUT, SPREAD, STAY, call_metadata, channel_options, refuse_exposure
 from loramux_client.client import Client
 from loramux_client.patience import RETRIES
 from loramux_client.pictures import Asking, Event, Generation
@@ -29,7 +29,10 @@ from loramux_client.status import translated
 
 
 class AsyncClient:
-    """Talks to one server from one event loop; an async context manager, made inside that loop.
+    """Talks to a server from one event loop; an async context manager, made inside that loop.
+
+    A target may name several servers (`dns:///loramux:50051`): each call then goes to the next of them, and calls about
+    adapters, of which every server has its own, to one that is there.
 
     timeout: seconds for each call, None for no limit; every method may be given its own.
     credentials: for TLS, see `tls_credentials`; without, the connection is plain. who: told to the server's audit log.
@@ -46,17 +49,17 @@ class AsyncClient:
         token: str | None = None,
     ) -> None:
         refuse_exposure(target, token, credentials)
-        options = channel_options(target)
         self.target = target
         self._timeout = timeout
         self._who = who
         self._token = token
         self._metadata = call_metadata(who, token)
         self._credentials = credentials
-        self._channel = (
+        self._spread, self._staying = (
             grpc.aio.insecure_channel(target, options)
             if credentials is None
             else grpc.aio.secure_channel(target, credentials, options)
+            for options in (channel_options(target, balancing) for balancing in (SPREAD, STAY))
         )
 
     async def __aenter__(self) -> AsyncClient:
@@ -71,8 +74,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection and every call on it."""
-        await self._channel.close()
+        """Ends the connections and every call on them."""
+        await asyncio.gather(self._spread.close(), self._staying.close())
 
     async def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
         """Draws, and returns when all pictures are there. `Asking` says what may be asked."""
@@ -210,12 +213,15 @@ class AsyncClient:
             self.target, timeout=self._timeout, credentials=self._credentials, who=self._who, token=self._token
         )
 
+    def _channel(self, rpc: Rpc[Any, Any, Any]) -> grpc.aio.Channel:
+        return self._staying if rpc.of_a_shelf else self._spread
+
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
 
     async def _ask(self, rpc: Rpc[Req, Res, Out], request: Req, timeout: float | None) -> Out:
         with translated(self.target):
-            method = self._channel.unary_unary(rpc.path, rpc.encode, rpc.decode)
+            method = self._channel(rpc).unary_unary(rpc.path, rpc.encode, rpc.decode)
             call = method(request, timeout=self._limit(timeout), metadata=self._metadata)
             try:
                 answer = await call
@@ -225,7 +231,7 @@ class AsyncClient:
 
     async def _events(self, rpc: Rpc[Req, Res, Out | None], request: Req, timeout: float | None) -> AsyncGenerator[Out]:
         with translated(self.target):
-            method = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
+            method = self._channel(rpc).unary_stream(rpc.path, rpc.encode, rpc.decode)
             call = method(request, timeout=self._limit(timeout), metadata=self._metadata)
             try:
                 async for message in call:

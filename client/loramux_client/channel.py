@@ -7,6 +7,7 @@ call. Does not know what is called.
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address
 from os import PathLike
 from pathlib import Path
 from urllib.parse import quote
@@ -22,6 +23,13 @@ DEFAULT_TIMEOUT = 600.0
 MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 """Sixteen 1024x1024 PNGs fit; gRPC's own 4 MiB would refuse them."""
 
+SPREAD = "round_robin"
+"""How calls are balanced that any server may answer: over all that the target names."""
+
+STAY = "pick_first"
+"""And those about adapters, of which every server has its own: all go to one server, as long as it is there. A channel
+of each kind to the same address share a connection."""
+
 # Only "nobody there" is tried again, and only where repeating does no harm.
 _RETRY_POLICY = {
     "maxAttempts": 4,
@@ -32,23 +40,24 @@ _RETRY_POLICY = {
 }
 
 
-def service_config() -> str:
-    """The gRPC service config, as JSON."""
+def service_config(balancing: str) -> str:
+    """The gRPC service config, as JSON. balancing: SPREAD or STAY."""
     paths = [rpc.path.strip("/").split("/") for rpc in SAFE_TO_REPEAT]
     names = [{"service": service, "method": method} for service, method in paths]
     return json.dumps(
         {
+            "loadBalancingConfig": [{balancing: {}}],
             "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
             "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
         }
     )
 
 
-def channel_options(target: str) -> list[tuple[str, str | int]]:
-    """Options for a channel to the target."""
+def channel_options(target: str, balancing: str) -> list[tuple[str, str | int]]:
+    """Options for a channel to the target. balancing: SPREAD or STAY."""
     options: list[tuple[str, str | int]] = [
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-        ("grpc.service_config", service_config()),
+        ("grpc.service_config", service_config(balancing)),
     ]
     if is_loopback(target):
         # Machines behind a web proxy often set http_proxy without no_proxy for the loopback.
@@ -87,5 +96,21 @@ def tls_credentials(
 
 
 def is_loopback(target: str) -> bool:
-    """Whether the target is this machine."""
-    return target.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+    """Whether the target is this machine, with every address that it names."""
+    scheme, _, path = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    addresses = path.removeprefix("///") if scheme in ("dns", "ipv4", "ipv6") else target
+    return all(_is_here(_host(address)) for address in addresses.split(","))
+
+
+def _host(address: str) -> str:
+    """Of HOST:PORT, HOST or [HOST]:PORT."""
+    return address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name: 127.example.org is any machine's
+        return False

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from os import PathLike
 from types import TracebackType
-from typing import Unpack
+from typing import Any, Unpack
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
@@ -20,7 +20,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from loramux.v1 import adapter_service_pb2, generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf, tier_messages
 from loramux_client.adapter_messages import Item, Page
-from loramux_client.channel import DEFAULT_TIMEOUT, call_metadata, channel_options, refuse_exposure
+from loramux_client.channel import DEFAULT_TIMEOUT, SPREAD, STAY, call_metadata, channel_options, refuse_exposure
 from loramux_client.download_target import Target
 from loramux_client.errors import LoraMuxClientError, NotFound
 from loramux_client.patience import RETRIES, Patience
@@ -32,7 +32,10 @@ from loramux_client.upload_source import Outgoing, Source, open_source
 
 
 class Client:
-    """Talks to one server; a context manager, safe to use from several threads.
+    """Talks to a server; a context manager, safe to use from several threads.
+
+    A target may name several servers (`dns:///loramux:50051`): each call then goes to the next of them, and calls about
+    adapters, of which every server has its own, to one that is there.
 
     timeout: seconds for each call, None for no limit; every method may be given its own.
     credentials: for TLS, see `tls_credentials`; without, the connection is plain. who: told to the server's audit log.
@@ -49,15 +52,15 @@ class Client:
         token: str | None = None,
     ) -> None:
         refuse_exposure(target, token, credentials)
-        options = channel_options(target)
         self.target = target
         self._timeout = timeout
         self._metadata = call_metadata(who, token)
         self._closed = threading.Event()
-        self._channel = (
+        self._spread, self._staying = (
             grpc.insecure_channel(target, options)
             if credentials is None
             else grpc.secure_channel(target, credentials, options)
+            for options in (channel_options(target, balancing) for balancing in (SPREAD, STAY))
         )
 
     def __enter__(self) -> Client:
@@ -72,9 +75,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection and every call on it."""
+        """Ends the connections and every call on them."""
         self._closed.set()
-        self._channel.close()
+        self._spread.close()
+        self._staying.close()
 
     def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
         """Draws, and returns when all pictures are there. `Asking` says what may be asked."""
@@ -240,7 +244,7 @@ class Client:
         messages = adapter_messages.upload_messages(source, spec, offset)
         outgoing, rpc = Outgoing(messages, offset, source.size, progress), rpcs.UPLOAD_ADAPTER
         with translated(self.target):
-            method = self._channel.stream_unary(rpc.path, rpc.encode, rpc.decode)
+            method = self._channel(rpc).stream_unary(rpc.path, rpc.encode, rpc.decode)
             call = method.future(iter(outgoing), self._limit(timeout), self._metadata)
             try:
                 answer = call.result()
@@ -249,12 +253,15 @@ class Client:
                 outgoing.raise_failure()
         return rpc.read(answer)
 
+    def _channel(self, rpc: Rpc[Any, Any, Any]) -> grpc.Channel:
+        return self._staying if rpc.of_a_shelf else self._spread
+
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
 
     def _ask(self, rpc: Rpc[Req, Res, Out], request: Req, timeout: float | None) -> Out:
         with translated(self.target):
-            method = self._channel.unary_unary(rpc.path, rpc.encode, rpc.decode)
+            method = self._channel(rpc).unary_unary(rpc.path, rpc.encode, rpc.decode)
             # A future, so that Ctrl-C while waiting cancels the call on the server too.
             call = method.future(request, self._limit(timeout), self._metadata)
             try:
@@ -265,7 +272,7 @@ class Client:
 
     def _events(self, rpc: Rpc[Req, Res, Out | None], request: Req, timeout: float | None) -> Generator[Out]:
         with translated(self.target):
-            method = self._channel.unary_stream(rpc.path, rpc.encode, rpc.decode)
+            method = self._channel(rpc).unary_stream(rpc.path, rpc.encode, rpc.decode)
             call = method(request, self._limit(timeout), self._metadata)
             try:
                 for message in call:

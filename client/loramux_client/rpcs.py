@@ -30,6 +30,11 @@ class Rpc(Generic[Req, Res, Out]):
     decode: Callable[[bytes], Res]
     read: Callable[[Res], Out]
 
+    @property
+    def of_a_shelf(self) -> bool:
+        """Whether it is about the adapters of one server."""
+        return self.path.startswith(_ADAPTERS)
+
 
 def _rpc(path: str, asks: type[Req], answers: type[Res], read: Callable[[Res], Out]) -> Rpc[Req, Res, Out]:
     return Rpc(path, asks.SerializeToString, answers.FromString, read)

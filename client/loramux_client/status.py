@@ -33,6 +33,9 @@ _CLASSES: dict[grpc.StatusCode, type[errors.LoraMuxClientError]] = {
     grpc.StatusCode.UNIMPLEMENTED: errors.Unimplemented,
 }
 
+_NOBODY = ("failed to connect", "connections to all backends failing")
+"""How gRPC begins to say that nobody answers, by the way calls are balanced; the cause is at the end."""
+
 # grpc_status carries no types.
 _from_call = cast(
     "Callable[[grpc.Call], status_pb2.Status | None]",
@@ -61,7 +64,7 @@ def error_of(failed: grpc.RpcError, target: str) -> errors.LoraMuxClientError:
     code, details = call.code(), _details(_rich_status(call))
     message = call.details() or code.name
     if code is grpc.StatusCode.UNAVAILABLE and not details:  # a server always gives details
-        cause = message.rpartition(": ")[2] if message.startswith("failed to connect") else message
+        cause = message.rpartition(": ")[2] if message.startswith(_NOBODY) else message
         message = f"no answer from a server at {target}: {cause}"
     return _CLASSES.get(code, errors.Internal)(message, **details)
 

@@ -70,6 +70,10 @@ _SERVICES = (
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
     ("grpc.max_concurrent_streams", 256),
+    # A connection takes no new calls after half an hour, give or take a tenth: its client looks up the name again and
+    # finds servers that have come since. Calls that run stay on it to their end, for no grace is set that would cut
+    # off pictures and uploads that take longer.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
     # Calls that wait to be taken up while the loop is busy: above the first number some are cancelled at random, above
     # the second all are. The default of 1,000 turns callers away who would be answered a moment later.
     ("grpc.server.max_pending_requests", 8192),

@@ -19,6 +19,7 @@ from google.rpc import error_details_pb2  # pyright: ignore[reportMissingTypeStu
 
 from loramux.v1 import adapter_pb2, adapter_service_pb2, generation_pb2
 from loramux_client import AsyncClient, Client, Sizes, Use, errors, patience
+from loramux_client.channel import SPREAD, channel_options, is_loopback
 from loramux_client.pictures import Done, ImageReady, Queued, Started, Step
 from loramux_client.server_info import Health
 from loramux_client.shelf import AuditEvent, FileNotes
@@ -579,11 +580,32 @@ async def test_details_become_attributes(ask: Any, server: Any) -> None:
 
 
 async def test_nobody_there_is_unavailable_and_names_the_target() -> None:
+    told = r"^no answer from a server at 127.0.0.1:1: Connection refused$"
     async with AsyncClient("127.0.0.1:1") as client:
-        with pytest.raises(errors.Unavailable, match=r"no answer from a server at 127.0.0.1:1"):
-            await client.health()
-    with Client("127.0.0.1:1") as client, pytest.raises(errors.Unavailable, match=r"127\.0"):
-        await asyncio.to_thread(client.health)
+        for call in (client.health(), client.delete_adapter("ink")):
+            with pytest.raises(errors.Unavailable, match=told):
+                await call
+    with Client("127.0.0.1:1") as sync:
+        for call in (sync.health, lambda: sync.delete_adapter("ink")):
+            with pytest.raises(errors.Unavailable, match=told):
+                await asyncio.to_thread(call)
+
+
+@pytest.mark.parametrize(
+    ("target", "here"),
+    [
+        (target, True)
+        for target in ("127.0.0.1:1", "localhost:1", "localhost", "[::1]:1", "unix:/run/x", "unix-abstract:x")
+    ]
+    + [(target, True) for target in ("dns:///localhost:1", "dns:127.0.0.1:1", "ipv4:127.0.0.1:1,127.0.0.2:1")]
+    + [(target, True) for target in ("ipv6:[::1]:1,[::1]:2",)]
+    + [(target, False) for target in ("example.org:1", "10.0.0.7:1", "127.example.org:1", "localhost.example.org:1")]
+    + [(target, False) for target in ("dns:///loramux:1", "dns://10.0.0.7/localhost:1", "xds:///localhost:1", "")]
+    + [(target, False) for target in ("ipv4:127.0.0.1:1,10.0.0.7:1", "ipv4:10.0.0.7:1,127.0.0.1:1", "ipv6:[::2]:1")],
+)
+def test_a_target_is_this_machine_where_all_its_addresses_are(target: str, here: bool) -> None:
+    assert is_loopback(target) is here
+    assert (("grpc.enable_http_proxy", 0) in channel_options(target, SPREAD)) is here
 
 
 async def test_only_safe_calls_are_tried_again(ask: Any, server: Any) -> None:

@@ -117,7 +117,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     soon = [(f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")]
     for module in ("aio", "client"):
         monkeypatch.setattr(
-            f"loramux_client.{module}.channel_options", lambda target: [*channel_options(target), *soon]
+            f"loramux_client.{module}.channel_options", lambda *asked: [*channel_options(*asked), *soon]
         )
 
 
