@@ -33,15 +33,19 @@ class Wire:
         """One direction of one connection."""
         with suppress(OSError, asyncio.IncompleteReadError):
             while data := await reader.read(self.piece):
-                while self.dead:
-                    await asyncio.sleep(0.01)
+                await self._alive()
                 self.passed += len(data)
                 writer.write(data)
                 await writer.drain()
                 if self.pause:
                     await asyncio.sleep(self.pause)
+        await self._alive()  # an end does not pass either
         with suppress(OSError, RuntimeError):
             writer.close()
+
+    async def _alive(self) -> None:
+        while self.dead:
+            await asyncio.sleep(0.01)
 
     @asynccontextmanager
     async def to(self, port: int) -> AsyncGenerator[str]:

@@ -25,6 +25,7 @@ from loramux.v1 import adapter_service_pb2, generation_service_pb2
 from loramux_client import AsyncClient
 from loramux_client.errors import DeadlineExceeded, Unavailable
 from loramux_client.pictures import Step
+from loramux_server import app
 from loramux_store.upload import Upload
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -93,27 +94,91 @@ async def test_a_connection_that_is_reset(living: Living) -> None:
     await before.is_again()
 
 
-async def test_a_connection_that_is_half_open(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client hears nothing any more and gives up at its deadline; the server, which was never told, finishes, and
-    keeps nothing. Its steps wait for the connection to die: few fit the deadline on any machine."""
-    before, wire, dead, step = Before(living), Wire(), threading.Event(), living.app.engine.step
+SOON = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 2000, "grpc.http2.ping_timeout_ms": 2000}
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Living]:
+    """Asks soon whether clients are there."""
+    monkeypatch.setattr(app, "_OPTIONS", [(name, SOON.get(name, value)) for name, value in app._OPTIONS])
+    made = Living(tmp_path / "store", threads=2)
+    await made.start()
+    await warm(made.client, "ink")
+    yield made
+    await made.shut()
+
+
+def connections(port: int) -> int:
+    """Of clients, at the end of who listens on the port."""
+    listed = (Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6"))
+    rows = [row.split() for rows in listed for row in rows]
+    return sum(int(row[1].partition(":")[2], 16) == port and row[3] == "01" for row in rows)
+
+
+async def test_a_connection_that_is_half_open(impatient: Living, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears anything any more: one whose picture is drawn, one who watches, one who asks nothing. The first
+    gives up at its deadline. The server, which was never told, finishes, finds out, and keeps nothing, while the wire
+    is dead still. Its steps wait for the connection to die: few fit the deadline on any machine."""
+    before, wire, dead, step = Before(impatient), Wire(), threading.Event(), impatient.app.engine.step
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    here = connections(impatient.at.grpc_port)
 
     def waiting(keys: Any) -> Any:
         assert dead.wait(30)
         return step(keys)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(living.app.engine, "step", waiting)
-        async with wire.to(living.at.grpc_port) as target, AsyncClient(target, timeout=6) as client:
-            drawing = asyncio.create_task(client.generate("a red apple", steps=2))
-            await _running(living)
+    monkeypatch.setattr(impatient.app.engine, "step", waiting)
+    async with wire.to(impatient.at.grpc_port) as target, AsyncClient(target, timeout=6) as client:
+        drawing = asyncio.create_task(client.generate("a red apple", steps=2))
+        await _running(impatient)
+        async with grpc.aio.insecure_channel(target, own) as watching, grpc.aio.insecure_channel(target, own) as idle:
+            watch = watching.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+            assert await watch.read()
+            await idle.channel_ready()
+            assert connections(impatient.at.grpc_port) == here + 3
             wire.dead = True
             dead.set()
             with pytest.raises(DeadlineExceeded) as caught:
                 await drawing
-        assert caught.value.reason != "DEADLINE_TOO_SHORT"
-        del caught
-        await before.is_again()
+            assert caught.value.reason != "DEADLINE_TOO_SHORT"
+            del caught
+            async with asyncio.timeout(20):
+                while connections(impatient.at.grpc_port) > here:
+                    await asyncio.sleep(0.05)
+            assert wire.dead and not watch.done()
+    await before.is_again()
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+PING, GOAWAY = 6, 7
+
+
+async def test_clients_may_ask_whether_the_server_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice a minute, for as long as they like; a second is a millisecond here."""
+    name = "grpc.http2.min_ping_interval_without_data_ms"
+    monkeypatch.setattr(app, "_OPTIONS", [(n, v // 1000 if n == name else v) for n, v in app._OPTIONS])
+    living = Living(tmp_path / "store")
+    await living.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", living.at.grpc_port)
+    writer.write(PREFACE)
+
+    async def answered() -> None:
+        while True:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            assert head[3] != GOAWAY, "cut off"
+            if head[3] == PING and head[4] & 1:
+                return
+
+    try:
+        async with asyncio.timeout(20):
+            for _ in range(8):
+                writer.write(bytes([0, 0, 8, PING, 0, 0, 0, 0, 0]) + bytes(8))
+                await answered()
+                await asyncio.sleep(0.06)
+    finally:
+        writer.close()
+        await living.shut()
 
 
 async def test_a_deadline_that_passes_in_the_queue(living: Living, monkeypatch: pytest.MonkeyPatch) -> None:
