@@ -4,7 +4,8 @@ Takes limits and what is about to be used; refuses what goes over, with the time
 no messages and no gRPC, and belongs to the event loop's thread.
 
 Rates are accounts that fill steadily up to a bound. What is asked for is granted while the account is not empty, and
-may overdraw it: a request larger than the bound runs too, and is waited for afterwards.
+may overdraw it: a request larger than the bound runs too, and is waited for afterwards. Of a request that ends early,
+what was not drawn is given back.
 """
 
 import time
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 from loramux_server.access import Holder
 from loramux_server.errors import OverLimit
-from loramux_server.requests import Job
+from loramux_server.requests import Event, Job, Queued, Stepped
 
 _BURST_S = 10.0  # of calls that nobody made, kept for a burst
 _MINUTE_S, _DAY_S = 60.0, 86400.0
@@ -40,6 +41,34 @@ class Account:
     def spend(self, amount: float) -> None:
         """Takes what was granted."""
         self._held -= amount
+
+    def give_back(self, amount: float) -> None:
+        """Of what was spent; the bound holds."""
+        self._held += amount
+
+
+class Drawn:
+    """How much of a job the machine has worked for. It hears everything that happens to the job, when it happens: a
+    client that reads slowly makes it no less."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._pictures = [0.0] * job.num_images
+
+    @property
+    def share(self) -> float:
+        """0 for a job that was refused, 1 for one that was finished."""
+        return sum(self._pictures) / len(self._pictures)
+
+    def hear(self, happened: Event) -> None:
+        """One event more. A picture is always one step further than it says: that one may be under way."""
+        match happened:
+            case Queued():
+                self._pictures = [1 / self._job.sampling.evaluations] * self._job.num_images
+            case Stepped(index, step, total):
+                self._pictures[index] = min(1.0, (step + 1) / total)
+            case _:
+                pass
 
 
 class Meter:
@@ -71,8 +100,8 @@ class Meter:
         self._draw("UPLOAD_BYTES", self._sent, size, f"{self.limits.upload_bytes_per_day} bytes a day")
 
     @contextmanager
-    def drawing(self, job: Job) -> Generator[None]:
-        """While a job waits or runs.
+    def drawing(self, job: Job) -> Generator[Drawn]:
+        """While a job waits or runs; it costs what was drawn of it, as what it gives has heard.
 
         Raises:
             OverLimit: where its pictures are too many, or those before it cost too much.
@@ -83,10 +112,13 @@ class Meter:
             raise OverLimit("CONCURRENT_IMAGES", self._name, f"{self._name}: {used}", _SOON_S)
         self._draw("COST_RATE", self._cost, cost_of(job), f"{self.limits.cost_per_minute} megapixel-steps a minute")
         self._images += job.num_images
+        drawn = Drawn(job)
         try:
-            yield
+            yield drawn
         finally:
             self._images -= job.num_images
+            if self._cost is not None:
+                self._cost.give_back(cost_of(job) * (1 - drawn.share))
 
     def _draw(self, reason: str, account: Account | None, amount: float, allowed: str) -> None:
         if account is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loramux.v1 import generation_pb2, generation_service_pb2, generation_service_pb2_grpc
 from loramux_server import callers, messages
 from loramux_server.admission import Admission
+from loramux_server.limits import Drawn
 from loramux_server.request_log import RequestLog
 from loramux_server.requests import Done, Event, Failed, ImageReady, Job, ServerFacts, Told
 from loramux_server.runner import Runner
@@ -108,18 +109,22 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
             OverLimit: where the caller has used up what its token allows.
         """
         meter = callers.current().meter
-        drawing = nullcontext() if meter is None else meter.drawing(job)
-        with self._log.following(job) as heard, drawing:
-            async with aclosing(self._tell(job, seconds_left)) as story:
+        drawing = nullcontext(Drawn(job)) if meter is None else meter.drawing(job)
+        with self._log.following(job) as heard, drawing as drawn:
+            async with aclosing(self._tell(job, drawn, seconds_left)) as story:
                 async for happened in story:
                     heard.hear(happened)
                     yield happened
 
-    async def _tell(self, job: Job, seconds_left: float | None) -> AsyncGenerator[Told, None]:
+    async def _tell(self, job: Job, drawn: Drawn, seconds_left: float | None) -> AsyncGenerator[Told, None]:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
+        def take(happened: Event) -> None:
+            drawn.hear(happened)
+            events.put_nowait(happened)
+
         def hear(happened: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, happened)
+            loop.call_soon_threadsafe(take, happened)
 
         self._runner.submit(job, hear, seconds_left)
         try:

@@ -1,20 +1,23 @@
 """Tokens and what they are good for; limits as accounts over a clock that the test turns."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
+from by_hand import ByHand, context
 from grpc_health.v1 import health_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux.v1 import adapter_service_pb2, generation_service_pb2
+from loramux.v1 import adapter_service_pb2, generation_pb2, generation_service_pb2
 from loramux_server.access import NEEDED, Access, Holder, Limits, Scope, digest_of, new_token, read_access
-from loramux_server.errors import BadSetting, Forbidden, OverLimit, Unknown
+from loramux_server.callers import Caller, answering
+from loramux_server.errors import BadSetting, Busy, Draining, Forbidden, OverLimit, TooLate, Unknown
 from loramux_server.gate import Gate
 from loramux_server.limits import Account, Meter, Meters, cost_of
-from loramux_server.requests import Job, Output, Priority, Sampler, Sampling, TextMode
+from loramux_server.requests import Job, Output, Priority, Queued, Sampler, Sampling, Stepped, TextMode
 
 GENERATE = "/loramux.v1.GenerationService/Generate"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -186,8 +189,8 @@ def test_each_rate_ends_with_a_wait_after_which_it_goes_on(limits: Limits, reaso
     def use() -> None:
         meter.call()
         meter.upload(1)
-        with meter.drawing(job()):
-            pass
+        with meter.drawing(job()) as drawn:
+            drawn.hear(Stepped(0, 10, 10))
 
     for _ in range(10):
         use()
@@ -196,6 +199,63 @@ def test_each_rate_ends_with_a_wait_after_which_it_goes_on(limits: Limits, reaso
     assert caught.value.reason == reason and 0 < caught.value.retry_after <= timedelta(days=1).total_seconds()
     clock.now += caught.value.retry_after * 1.001
     use()
+
+
+def test_a_refused_request_costs_nothing() -> None:
+    clock = Clock()
+    meter = Meter(Holder("x", frozenset(), Limits(cost_per_minute=5)), clock)
+    for _ in range(10):
+        with pytest.raises(Busy), meter.drawing(job()):
+            raise Busy("the queue is full", 1.0)
+    with meter.drawing(job()) as drawn:
+        drawn.hear(Queued(0))
+    assert meter._cost is not None and meter._cost.empty_for == 0.0
+
+
+@given(
+    steps=st.integers(1, 20),
+    images=st.integers(1, 4),
+    made=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), max_size=30),
+)
+def test_a_request_costs_what_was_drawn_of_it(steps: int, images: int, made: list[tuple[int, int]]) -> None:
+    """And a step more of each picture, up to its last: that one may be under way."""
+    clock, reached = Clock(), [0] * images
+    meter, asked = Meter(Holder("x", frozenset(), Limits(cost_per_minute=1e6)), clock), job(images, steps)
+    with meter.drawing(asked) as drawn:
+        drawn.hear(Queued(3))
+        for index, step in made:
+            if index < images and reached[index] < step <= steps:
+                drawn.hear(Stepped(index, step, steps))
+                reached[index] = step
+    assert meter._cost is not None
+    per_step = cost_of(asked) / (steps * images)
+    expected = per_step * sum(min(steps, step + 1) for step in reached)
+    assert 1e6 - meter._cost._held == pytest.approx(expected, abs=1e-6)
+
+
+async def test_what_a_slow_reader_does_not_read_is_charged() -> None:
+    """It hears one event of its stream and leaves; eight steps of ten were made meanwhile."""
+    hand, meter = ByHand(), Meter(Holder("x", frozenset(), Limits(cost_per_minute=1000)), Clock())
+    answering(Caller("here", "x", meter=meter))
+    stream = hand.service.GenerateStream(generation_pb2.GenerateRequest(prompt="x"), context())
+    await anext(stream)
+    taken = await hand.until_taken(1)
+    taken.step(*range(1, 9))
+    await asyncio.sleep(0)
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert taken.cancelled and meter._cost is not None
+    assert 1000 - meter._cost._held == pytest.approx(0.9 * cost_of(taken.job))
+
+
+async def test_a_request_that_the_queue_refuses_costs_nothing() -> None:
+    hand, meter = ByHand(), Meter(Holder("x", frozenset(), Limits(cost_per_minute=5)), Clock())
+    answering(Caller("here", "x", meter=meter))
+    for refusal in (Busy("full", 1.0), TooLate("late", 9.0), Draining("stopping")):
+        hand.refusals = [refusal] * 3
+        for _ in range(3):
+            with pytest.raises(type(refusal)):
+                await hand.service.Generate(generation_pb2.GenerateRequest(prompt="x"), context())
+    assert meter._cost is not None and meter._cost._held == 5
 
 
 def test_a_meter_stays_while_its_limits_do() -> None:
