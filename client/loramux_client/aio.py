@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from os import PathLike
 from types import TracebackType
 from typing import Any, Unpack
@@ -16,12 +17,13 @@ from typing import Any, Unpack
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from loramux.v1 import generation_service_pb2
+from loramux.v1 import generation_pb2, generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf, tier_messages
 from loramux_client.adapter_messages import Item, Page
 from loramux_client.channel import DEFAULT_TIMEOUT, SPREAD, STAY, call_metadata, channel_options, refuse_exposure
 from loramux_client.client import Client
-from loramux_client.patience import RETRIES
+from loramux_client.errors import LoraMuxClientError
+from loramux_client.patience import RETRIES, Turn, closed_while_waiting
 from loramux_client.pictures import Asking, Event, Generation
 from loramux_client.rpcs import Out, Req, Res, Rpc
 from loramux_client.server_info import Health, ServerInfo
@@ -34,7 +36,8 @@ class AsyncClient:
     A target may name several servers (`dns:///loramux:50051`): each call then goes to the next of them, and calls about
     adapters, of which every server has its own, to one that is there.
 
-    timeout: seconds for each call, None for no limit; every method may be given its own.
+    timeout: seconds for each call, None for no limit; every method may be given its own. retries: how often a request
+    for pictures is made again that was refused with a time to come back, after that time and within its timeout.
     credentials: for TLS, see `tls_credentials`; without, the connection is plain. who: told to the server's audit log.
     token: proves who calls; never sent to another machine without TLS. Cancelling a task cancels its call.
     """
@@ -44,6 +47,7 @@ class AsyncClient:
         target: str,
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
+        retries: int = RETRIES,
         credentials: grpc.ChannelCredentials | None = None,
         who: str | None = None,
         token: str | None = None,
@@ -51,10 +55,12 @@ class AsyncClient:
         refuse_exposure(target, token, credentials)
         self.target = target
         self._timeout = timeout
+        self._retries = retries
         self._who = who
         self._token = token
         self._metadata = call_metadata(who, token)
         self._credentials = credentials
+        self._closed = asyncio.Event()
         self._spread, self._staying = (
             grpc.aio.insecure_channel(target, options)
             if credentials is None
@@ -75,17 +81,23 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connections and every call on them."""
+        self._closed.set()
         await asyncio.gather(self._spread.close(), self._staying.close())
 
     async def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
         """Draws, and returns when all pictures are there. `Asking` says what may be asked."""
         request = picture_messages.generate_request(prompt, **asking)
-        return await self._ask(rpcs.GENERATE, request, timeout)
+        turn = Turn(self._retries, self._limit(timeout))
+        while True:
+            try:
+                return await self._ask(rpcs.GENERATE, request, turn.seconds_left)
+            except LoraMuxClientError as error:
+                await self._pause(turn.pause(error), error)
 
     def stream(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> AsyncGenerator[Event]:
         """Draws, and tells what happens as it happens. Closing the iterator cancels the request."""
         request = picture_messages.generate_request(prompt, **asking)
-        return self._events(rpcs.GENERATE_STREAM, request, timeout)
+        return self._told(request, Turn(self._retries, self._limit(timeout)))
 
     async def upload(
         self,
@@ -215,6 +227,26 @@ class AsyncClient:
 
     def _channel(self, rpc: Rpc[Any, Any, Any]) -> grpc.aio.Channel:
         return self._staying if rpc.of_a_shelf else self._spread
+
+    async def _told(self, request: generation_pb2.GenerateRequest, turn: Turn) -> AsyncGenerator[Event]:
+        """A stream; one that is refused before it tells anything begins anew."""
+        begun = False
+        while True:
+            try:
+                async with aclosing(self._events(rpcs.GENERATE_STREAM, request, turn.seconds_left)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except LoraMuxClientError as error:
+                if begun:
+                    raise
+                await self._pause(turn.pause(error), error)
+
+    async def _pause(self, seconds: float, error: LoraMuxClientError) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
+            raise closed_while_waiting() from error
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

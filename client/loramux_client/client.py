@@ -17,13 +17,13 @@ from typing import Any, Unpack
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from loramux.v1 import adapter_service_pb2, generation_service_pb2
+from loramux.v1 import adapter_service_pb2, generation_pb2, generation_service_pb2
 from loramux_client import adapter_messages, picture_messages, rpcs, shelf, tier_messages
 from loramux_client.adapter_messages import Item, Page
 from loramux_client.channel import DEFAULT_TIMEOUT, SPREAD, STAY, call_metadata, channel_options, refuse_exposure
 from loramux_client.download_target import Target
 from loramux_client.errors import LoraMuxClientError, NotFound
-from loramux_client.patience import RETRIES, Patience
+from loramux_client.patience import RETRIES, Patience, Turn, closed_while_waiting
 from loramux_client.pictures import Asking, Event, Generation
 from loramux_client.rpcs import Out, Req, Res, Rpc
 from loramux_client.server_info import Health, ServerInfo
@@ -37,7 +37,8 @@ class Client:
     A target may name several servers (`dns:///loramux:50051`): each call then goes to the next of them, and calls about
     adapters, of which every server has its own, to one that is there.
 
-    timeout: seconds for each call, None for no limit; every method may be given its own.
+    timeout: seconds for each call, None for no limit; every method may be given its own. retries: how often a request
+    for pictures is made again that was refused with a time to come back, after that time and within its timeout.
     credentials: for TLS, see `tls_credentials`; without, the connection is plain. who: told to the server's audit log.
     token: proves who calls; never sent to another machine without TLS.
     """
@@ -47,6 +48,7 @@ class Client:
         target: str,
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
+        retries: int = RETRIES,
         credentials: grpc.ChannelCredentials | None = None,
         who: str | None = None,
         token: str | None = None,
@@ -54,6 +56,7 @@ class Client:
         refuse_exposure(target, token, credentials)
         self.target = target
         self._timeout = timeout
+        self._retries = retries
         self._metadata = call_metadata(who, token)
         self._closed = threading.Event()
         self._spread, self._staying = (
@@ -83,12 +86,17 @@ class Client:
     def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
         """Draws, and returns when all pictures are there. `Asking` says what may be asked."""
         request = picture_messages.generate_request(prompt, **asking)
-        return self._ask(rpcs.GENERATE, request, timeout)
+        turn = Turn(self._retries, self._limit(timeout))
+        while True:
+            try:
+                return self._ask(rpcs.GENERATE, request, turn.seconds_left)
+            except LoraMuxClientError as error:
+                self._pause(turn.pause(error), error)
 
     def stream(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generator[Event]:
         """Draws, and tells what happens as it happens. Closing the iterator cancels the request."""
         request = picture_messages.generate_request(prompt, **asking)
-        return self._events(rpcs.GENERATE_STREAM, request, timeout)
+        return self._told(request, Turn(self._retries, self._limit(timeout)))
 
     def upload(
         self,
@@ -108,7 +116,7 @@ class Client:
         """
         name, source = shelf.upload_name(content, name), open_source(content)
         spec = adapter_messages.upload_spec(source, name, **options)
-        patience = Patience(retries, self._closed)
+        patience = Patience(retries, self._closed, self._limit(timeout))
         earlier = self._find(spec.upload_id, patience)
         found = earlier
         while True:
@@ -143,7 +151,7 @@ class Client:
         An earlier file is replaced once all are right. timeout and retries as for upload; progress is called for every
         chunk.
         """
-        patience = Patience(retries, self._closed)
+        patience = Patience(retries, self._closed, self._limit(timeout))
         with Target(to, progress) as target:
             while True:
                 request = adapter_messages.download_request(target.source(adapter), target.received)
@@ -255,6 +263,25 @@ class Client:
 
     def _channel(self, rpc: Rpc[Any, Any, Any]) -> grpc.Channel:
         return self._staying if rpc.of_a_shelf else self._spread
+
+    def _told(self, request: generation_pb2.GenerateRequest, turn: Turn) -> Generator[Event]:
+        """A stream; one that is refused before it tells anything begins anew."""
+        begun = False
+        while True:
+            try:
+                with closing(self._events(rpcs.GENERATE_STREAM, request, turn.seconds_left)) as events:
+                    for event in events:
+                        begun = True
+                        yield event
+                return
+            except LoraMuxClientError as error:
+                if begun:
+                    raise
+                self._pause(turn.pause(error), error)
+
+    def _pause(self, seconds: float, error: LoraMuxClientError) -> None:
+        if self._closed.wait(seconds):
+            raise closed_while_waiting() from error
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

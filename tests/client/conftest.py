@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +15,7 @@ import grpc
 import pytest
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
-from google.rpc import status_pb2  # pyright: ignore[reportMissingTypeStubs]
+from google.rpc import error_details_pb2, status_pb2  # pyright: ignore[reportMissingTypeStubs]
 from grpc_status import rpc_status
 
 from loramux.v1 import (
@@ -34,6 +36,7 @@ class FakeServer:
 
     target: str = ""
     requests: list[Any] = field(default_factory=list[Any])
+    seconds_left: list[float] = field(default_factory=list[float])
     metadata: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     chunks: list[bytes] = field(default_factory=list[bytes])
     names: list[str] = field(default_factory=lambda: [f"a{i}" for i in range(7)])
@@ -48,15 +51,23 @@ class FakeServer:
     file_digest: str = ""
     break_download_at: int = -1
     steps_before_hanging: int | None = None
+    steps_before_failing: int | None = None
     started: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def fail(self, code: grpc.StatusCode, message: str, *details: Message, times: int = -1) -> None:
-        self.failure, self.failures_left = (code, message, list(details)), times
+    def fail(
+        self, code: grpc.StatusCode, message: str, *details: Message, times: int = -1, told_s: float | None = None
+    ) -> None:
+        """told_s: seconds after which to try again, as RetryInfo."""
+        told = [] if told_s is None else [error_details_pb2.RetryInfo()]
+        for retry in told:
+            retry.retry_delay.FromMicroseconds(round((told_s or 0) * 1e6))
+        self.failure, self.failures_left = (code, message, [*details, *told]), times
 
     async def check(self, request: Any, context: Any) -> None:
         """Remembers the request and its metadata, and fails it where the script says so."""
         self.requests.append(request)
+        self.seconds_left.append(context.time_remaining() or 0.0)
         self.metadata.append(dict(context.invocation_metadata() or ()))
         if self.failure is not None and self.failures_left != 0:
             self.failures_left -= 1
@@ -148,6 +159,9 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
         yield event()  # something a newer server tells
         for step in range(1, 4):
             yield event(step=event.Step(image_index=0, step=step, total=3))
+            if step == self.server.steps_before_failing:
+                assert self.server.failure is not None
+                await refuse(context, *self.server.failure)
             if step == self.server.steps_before_hanging:
                 await self.server.hang()
         for index in range(request.num_images or 1):
@@ -375,10 +389,28 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture(params=["sync", "aio"])
-async def ask(request: pytest.FixtureRequest, server: FakeServer) -> AsyncIterator[Ask]:
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of the client."""
+    return request.param
+
+
+@pytest.fixture
+async def ask(connect: Callable[..., Any]) -> AsyncIterator[Ask]:
     """Calls a method by name on one of the clients; lists what an iterator gives."""
-    if request.param == "sync":
-        with Client(server.target) as client:
+    async with connect() as ask:
+        yield ask
+
+
+@pytest.fixture
+def connect(kind: str, server: FakeServer) -> Callable[..., Any]:
+    """Makes an `ask` of a client with options."""
+    return partial(asking, kind, server.target)
+
+
+@asynccontextmanager
+async def asking(kind: str, target: str, **options: Any) -> AsyncGenerator[Ask]:
+    if kind == "sync":
+        with Client(target, **options) as client:
 
             def call(method: str, *args: Any, **kwargs: Any) -> Any:
                 result = getattr(client, method)(*args, **kwargs)
@@ -386,7 +418,7 @@ async def ask(request: pytest.FixtureRequest, server: FakeServer) -> AsyncIterat
 
             yield lambda *args, **kwargs: asyncio.to_thread(call, *args, **kwargs)
         return
-    async with AsyncClient(server.target) as client:
+    async with AsyncClient(target, **options) as client:
 
         async def acall(method: str, *args: Any, **kwargs: Any) -> Any:
             result = getattr(client, method)(*args, **kwargs)

@@ -46,7 +46,7 @@ def alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 async def ask(target: str, adapters: list[str], stop: asyncio.Event, heard: Heard) -> None:
-    async with AsyncClient(target, timeout=60) as client:
+    async with AsyncClient(target, timeout=60, retries=0) as client:
         while not stop.is_set():
             for adapter in adapters:
                 try:

@@ -27,13 +27,13 @@ class Living:
         self._ready = asyncio.get_running_loop().create_future()
 
     async def start(self, **options: Any) -> None:
-        """options: of the client."""
+        """options: of the client, which is told of refusals at once."""
         self.ended = asyncio.create_task(self.app.run(self._ready.set_result, self.stop))
         done, _ = await asyncio.wait([self._ready, self.ended], return_when=asyncio.FIRST_COMPLETED)
         assert self._ready in done, self.ended.exception()
         self.at: Ready = self._ready.result()
         self.target = f"127.0.0.1:{self.at.grpc_port}"
-        self.client = AsyncClient(f"localhost:{self.at.grpc_port}", timeout=60, **options)
+        self.client = AsyncClient(f"localhost:{self.at.grpc_port}", timeout=60, **{"retries": 0, **options})
 
     async def http(self, path: str) -> int:
         return (await self.get(path))[0]

@@ -29,7 +29,7 @@ FILE = small_adapter(1, "on its way", pad=4 * CHUNK_BYTES)
 async def told(target: str, **asked: Any) -> list[object]:
     """The events of a stream; the error that ended it comes last."""
     events = list[object]()
-    async with AsyncClient(target, timeout=600) as client:
+    async with AsyncClient(target, timeout=600, retries=0) as client:
         try:
             async for event in client.stream("a red apple", **asked):
                 events.append(event)

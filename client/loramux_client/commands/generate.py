@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loramux_client import terminal
 from loramux_client.commands.server import Server, connect
+from loramux_client.patience import RETRIES
 from loramux_client.pictures import (
     Applied,
     AppliedAdapter,
@@ -119,6 +120,9 @@ def generate(
     priority: Annotated[
         Priority | None, Parameter(help="Part of the machine beside other requests: 4, 1 (normal) or a quarter.")
     ] = None,
+    retries: Annotated[
+        int, Parameter(negative="", help="How often to ask again where the server says when; 0: not at all.")
+    ] = RETRIES,
     server: Server = None,
 ) -> None:
     """Draw a picture with a blend of adapters. What is not said, the server decides."""
@@ -149,7 +153,7 @@ def generate(
     }
     asking = Asking(**{name: value for name, value in asked.items() if value is not None})  # pyright: ignore[reportArgumentType]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with connect(server) as client, closing(client.stream(prompt, **asking)) as events:
+    with connect(server, retries=retries) as client, closing(client.stream(prompt, **asking)) as events:
         applied = _draw(events, num_images, output)
     if applied is not None:
         terminal.say(applied_line(applied))

@@ -15,6 +15,7 @@ from loramux_client import terminal
 from loramux_client.channel import DEFAULT_TIMEOUT, tls_credentials
 from loramux_client.client import Client
 from loramux_client.errors import LoraMuxClientError
+from loramux_client.patience import RETRIES
 from loramux_client.server_info import Health
 from loramux_client.settings import DEFAULT_SERVER, read_settings
 
@@ -30,13 +31,14 @@ Server = Annotated[
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
-def connect(server: str | None, timeout: float | None = None) -> Client:
+def connect(server: str | None, timeout: float | None = None, retries: int = RETRIES) -> Client:
     """A client of the server named, or of the default one."""
     settings = read_settings()
     credentials = tls_credentials(settings.ca, settings.client_cert, settings.client_key) if settings.tls else None
     return Client(
         server or settings.server,
         timeout=DEFAULT_TIMEOUT if timeout is None else timeout,
+        retries=retries,
         credentials=credentials,
         who=settings.who,
         token=settings.token,

@@ -56,7 +56,10 @@ async def _measure_streams(folder: Path, crowd: streams.Crowd) -> list[Row]:
 
 
 async def _measure(folder: Path, seconds: float, max_queue: int) -> list[Row]:
-    async with serving(folder, "--max-queue", str(max_queue)) as ready, AsyncClient(ready.grpc, timeout=120) as client:
+    async with (
+        serving(folder, "--max-queue", str(max_queue)) as ready,
+        AsyncClient(ready.grpc, timeout=120, retries=0) as client,
+    ):
         async with _watched(client, ready):
             await _closed_loop(client, seconds / 12)  # whatever is made once is made
             before = await _closed_loop(client, seconds / 6)
