@@ -78,7 +78,7 @@ def stored(store: Store, layout: Layout, saved: Saved) -> dict[str, Factors]:
     for file in saved.files:
         if file.suffix != ".json":
             config = file.with_name("adapter_config.json")
-            options = InterpretOptions(config.read_text() if saved.form == "peft" else None)
+            options = InterpretOptions(config.read_text() if config.exists() else None)
             published = store.publish(file, UploadSpec("a", layout=layout.digest, options=options))
             assert published.version is not None
             assert not published.report.warnings and not published.report.ignored

@@ -16,10 +16,10 @@ from transformers import CLIPTextModel
 
 from loramux_client import Client
 from loramux_store import Layout, ModuleSpec, Store, known_layout
-from loramux_train.output.adapter_file import Form, Saved, save_adapter
+from loramux_train.output.adapter_file import Form, save_adapter
 from loramux_train.output.base_layout import layout_of
-from loramux_train.output.errors import PushFailed, Unsayable
-from loramux_train.output.push import Destination, check_push, push
+from loramux_train.output.errors import PushFailed
+from loramux_train.output.push import Destination, Item, check_push, push
 
 BASE = Path(__file__).parents[2] / "server/loramux_server/builtin/base"
 
@@ -37,16 +37,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def save(layout: Layout, target: Path, form: Form = "kohya", ends: str = "attn2.to_k") -> Saved:
+def save(layout: Layout, target: Path, form: Form = "kohya", ends: str = "attn2.to_k", name: str = "ink") -> Item:
     paths = [path for path in layout.modules if path.endswith(ends)]
-    return save_adapter(trained(layout, paths, size=0.5), layout, facts(), PROGRESS, form, "fp16", target)
+    saved = save_adapter(trained(layout, paths, size=0.5), layout, facts(), PROGRESS, form, "fp16", target)
+    *config, file = saved.files
+    return Item(name, file, *config)
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers", "peft"])
 def test_a_server_draws_with_what_was_pushed(server: str, layout: Layout, tmp_path: Path, form: Form) -> None:
     to, told = Destination(f"ink-{form}", server=server, who="trainer"), list[tuple[int, int]]()
-    assert check_push(to, form, 1) == ""
-    saved = save(layout, tmp_path / "ink", form)
+    saved = save(layout, tmp_path / "ink", form, name=to.name)
+    assert check_push(to, [saved]) == ""
     pushed = push(saved, to, layout, lambda done, size: told.append((done, size)))
     assert (pushed.ref, pushed.created, pushed.warnings) == (f"ink-{form}@1", True, ())
     again = push(saved, to, layout)
@@ -67,7 +69,7 @@ def test_a_refusal_says_why_and_where_the_file_is(server: str, tmp_path: Path) -
     stranger = Layout("other", {"unet.conv_in": ModuleSpec("conv2d", (8, 4, 3, 3))})
     with pytest.raises(PushFailed, match=r"one of .*builtin") as refused:
         push(saved, Destination("ink", server=server), stranger)
-    assert str(saved.path) in str(refused.value) and saved.path.is_file()
+    assert str(saved.file) in str(refused.value) and saved.file.is_file()
     with Client(server) as client:
         assert "ink" in {adapter.name for adapter in client.list_adapters()}  # the built-in one, and no more of it
         assert len(list(client.list_versions("ink"))) == 1
@@ -77,20 +79,21 @@ def test_a_server_that_is_down_is_told_before_and_after(layout: Layout, tmp_path
     with socket.socket() as free:  # bound, not listening: nobody else gets it meanwhile
         free.bind(("127.0.0.1", 0))
         to = Destination("ink", server=f"127.0.0.1:{free.getsockname()[1]}")
-        assert f"the server at {to.server} does not answer now" in check_push(to, "kohya", 1)
         saved = save(layout, tmp_path / "a.safetensors")
+        assert f"the server at {to.server} does not answer now" in check_push(to, [saved])
         with pytest.raises(PushFailed) as failed:
             push(saved, to, layout, retries=0)
-    for part in (f"the server at {to.server}", str(saved.path), "loramux adapters push", "--name ink"):
+    for part in (f"the server at {to.server}", str(saved.file), "loramux adapters push", "--name ink"):
         assert part in str(failed.value)
-    assert saved.path.is_file()
+    assert saved.file.is_file()
 
 
 def test_into_a_stores_folder(layout: Layout, tmp_path: Path) -> None:
     """One that did not know the base."""
     to = Destination("ink", store=tmp_path / "store")
-    assert check_push(to, "kohya", 2) == ""
-    first = push(save(layout, tmp_path / "a.safetensors"), to, layout)
+    file = save(layout, tmp_path / "a.safetensors")
+    assert check_push(to, [file]) == ""
+    first = push(file, to, layout)
     second = push(save(layout, tmp_path / "a.safetensors", ends="attn2.to_v"), to, layout)
     assert (first.ref, second.ref) == ("ink@1", "ink@2")
     with Store.open(tmp_path / "store") as store:
@@ -107,14 +110,9 @@ def test_a_base_that_is_called_like_a_known_one(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_pushed_is_told_before_training(layout: Layout, tmp_path: Path) -> None:
-    store = Destination("ink", store=tmp_path / "store")
     with pytest.raises(PushFailed, match="'Ink!'"):
-        check_push(Destination("Ink!", store=tmp_path), "kohya", 1)
-    with pytest.raises(Unsayable, match=r"each of 2 models.*save as kohya or diffusers"):
-        check_push(store, "peft", 2)
+        check_push(Destination("Ink!", store=tmp_path), [Item("Ink!", tmp_path)])
+    with pytest.raises(PushFailed, match=r"the new word '<日>': .*'ink-日'"):
+        check_push(Destination("ink", store=tmp_path), [Item("ink", tmp_path), Item("ink-日", tmp_path, word="<日>")])
     with pytest.raises(PushFailed, match="the store"):
         push(save(layout, tmp_path / "a"), Destination("ink", store=Path("/dev/null/store")), layout)
-    both = [p for p in layout.modules if p.endswith((".attn2.to_k", "q_proj"))]
-    saved = save_adapter(trained(layout, both), layout, facts(), PROGRESS, "peft", "fp16", tmp_path / "both")
-    with pytest.raises(PushFailed, match="has 2 files of weights"):
-        push(saved, store, layout)

@@ -58,7 +58,7 @@ def run(
     changed_data
         Go on although pictures, captions or data settings are other ones than the checkpoint's.
     push
-        Put the adapter on the shelf under this name, and print NAME@VERSION.
+        Put the adapter on the shelf under this name, new words as NAME-WORD, and print NAME@VERSION of each.
     server
         HOST:PORT of the server whose shelf it is. Default: LORAMUX_SERVER, else 127.0.0.1:50051.
     store
@@ -162,6 +162,7 @@ def _run(
     from loramux_train import base, config, session
     from loramux_train.outlook import outlook_of
     from loramux_train.output.push import check_push
+    from loramux_train.shelved import items_of
     from loramux_train.telling import Telling, opened
     from loramux_train.watchers import Bar, TensorBoard
 
@@ -169,7 +170,8 @@ def _run(
     plan = outlook_of(made).plan
     if not quiet or dry_run:
         print(plan.text())
-    if to is not None and (warning := check_push(to, made.output.form, len({layer.part for layer in plan.layers}))):
+    items = () if to is None else items_of(made, {layer.part for layer in plan.layers}, to.name)
+    if to is not None and (warning := check_push(to, items)):
         terminal.complain(f"loramux: warning: {warning}")
     if dry_run:
         return 0
@@ -177,7 +179,7 @@ def _run(
     watchers += [TensorBoard(made.output.folder / "tensorboard")] if made.output.tensorboard else []
     start = resume if resume in (None, "latest") else Path(resume)
     try:
-        session.run(made, opened(quiet), start, [*watchers, Telling(to)], changed_data)
+        session.run(made, opened(quiet), start, [*watchers, Telling(to, items)], changed_data)
     except session.Stopped as stopped:
         return _told(stopped, INTERRUPTED)
     return 0

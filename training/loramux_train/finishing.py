@@ -63,7 +63,7 @@ class Finishing:
         if not self.config.tokens.alone:
             layout = self.outlook.layout
             written = save_adapter(modules, layout, self.facts, progress, output.form, output.dtype, path).files
-        saved = Saved(output.form, result_files(self.config)[0], (*written, *self._save_tokens(values, step)))
+        saved = Saved(result_files(self.config)[0], (*written, *self._save_tokens(values, step)))
         pairs = () if self.samples is None else self.samples.compare(values)
         files = tuple(str(file.relative_to(output.folder)) for file in saved.files)
         report = self._report(modules, pairs, (), files)

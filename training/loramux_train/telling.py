@@ -1,8 +1,9 @@
-"""What a run tells on the terminal: warnings of its data, what it wrote, and where its adapter was pushed.
+"""What a run tells on the terminal: warnings of its data, what it wrote, and where that was pushed.
 
 Takes the run's events; prints. Knows no loop.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from loramux_train.config import Config
 from loramux_train.data_source import open_folders
 from loramux_train.outlook import Outlook
 from loramux_train.output.destination import Destination
-from loramux_train.output.push import push
+from loramux_train.output.push import Item, push
 from loramux_train.session import Data, OpenData
 from loramux_train.watchers import End, Watcher
 
@@ -30,10 +31,10 @@ def opened(quiet: bool) -> OpenData:
 
 
 class Telling(Watcher):
-    """Tells the end, and pushes where that is asked for. PushFailed where the adapter did not get on the shelf."""
+    """Tells the end, and pushes where that is asked for. PushFailed where something did not get on the shelf."""
 
-    def __init__(self, to: Destination | None) -> None:
-        self._to = to
+    def __init__(self, to: Destination | None, items: Sequence[Item] = ()) -> None:
+        self._to, self._items = to, items
 
     def finished(self, end: End) -> None:
         for warning in end.warnings:
@@ -42,10 +43,11 @@ class Telling(Watcher):
         terminal.say(str(end.report))
         if self._to is None:
             return
-        pushed = push(end.saved, self._to, end.layout)
-        for warning in pushed.warnings:
-            terminal.complain(f"loramux: warning: {warning}")
-        terminal.say(pushed.ref)
+        for item in self._items:
+            pushed = push(item, self._to, end.layout)
+            for warning in pushed.warnings:
+                terminal.complain(f"loramux: warning: {warning}")
+            terminal.say(pushed.ref)
 
 
 def _size(files: tuple[Path, ...]) -> int:

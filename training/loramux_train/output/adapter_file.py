@@ -50,7 +50,6 @@ class Planned:
 class Saved:
     """What was written. path: the file, or PEFT's folder; files: all of them."""
 
-    form: Form
     path: Path
     files: tuple[Path, ...]
 
@@ -92,9 +91,9 @@ def save_adapter(
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             files[str(Path(name).with_name("adapter_config.json"))] = (text.encode(),)
     if form == "peft":
-        return Saved(form, target, _write_folder(target, files))
+        return Saved(target, _write_folder(target, files))
     write_whole(target, files[""])
-    return Saved(form, target, (target,))
+    return Saved(target, (target,))
 
 
 @dataclass(frozen=True, slots=True)
