@@ -25,6 +25,7 @@ from loramux_train.errors import (
 )
 from loramux_train.outlook import DTYPES
 from loramux_train.output.errors import NothingLearnt
+from loramux_train.snapshot import Snapshot
 from loramux_train.training import Report, Training
 from loramux_train.watchers import TensorBoard, Watcher
 
@@ -184,6 +185,43 @@ def test_resume_takes_the_newest_checkpoint_and_no_unfinished_one(base: Path, tm
     seen = Seen()
     session.run(settings(base, tmp_path, run={"steps": 5}), opened(), "latest", [seen])
     assert seen.begun_at == 4
+
+
+class StopWhenSaved(Watcher):
+    """A kill between a checkpoint and what comes after it."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def saved(self, step: int, path: Path) -> None:
+        if step == self._step:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_goes_back_leaves_the_course_it_took_before(base: Path, tmp_path: Path) -> None:
+    """From step 2 of 8 on with another rate: its own new checkpoints stay, and the old ones are not taken for them."""
+    run = {"steps": 8, "save_every": 2, "keep": 4}
+    left = load_file(session.run(settings(base, tmp_path / "out", run=run), opened()))
+    folder = tmp_path / "out/checkpoints"
+    again = settings(base, tmp_path / "out", run=run | {"save_every": 1, "keep": 2}, optimiser={"rate": 3e-3})
+    with pytest.raises(KeyboardInterrupt):
+        session.run(again, opened(), folder / "step-00000002.safetensors", [StopWhenSaved(3)])
+    assert [path.name for path in checkpoint.every(folder)] == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
+    seen = Seen()
+    with pytest.raises(KeyboardInterrupt):  # the report of the old course is of step 8 too
+        session.run(again, opened(), "latest", [seen, StopWhenSaved(8)])
+    assert seen.begun_at == 3
+    written = load_file(session.run(again, opened(), "latest"))
+    assert any(not torch.equal(tensor, left[name]) for name, tensor in written.items())
+
+
+def test_a_checkpoint_that_was_just_written_is_kept(tmp_path: Path) -> None:
+    for step in (30, 40, 10):
+        path = checkpoint.write(tmp_path, Snapshot(step, {}, {}), {}, keep=1)
+        assert path.is_file()
 
 
 def test_an_adapter_is_no_checkpoint(base: Path, tmp_path: Path) -> None:

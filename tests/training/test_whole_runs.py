@@ -257,6 +257,19 @@ def test_a_signal_ends_the_run_after_its_step_with_a_report(
     assert "already at step 4 of 4; raise run.steps" in capsys.readouterr().err
 
 
+def test_a_run_that_goes_back_draws_and_reports_its_own_course(
+    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, labels = tmp_path / "out", [f"a zib key, number {n}" for n in (0, 1, 3, 4)]
+    assert run("run", pictures, *flags(base, out)) == 0
+    assert [row.step for row in SampleSheet(out / "samples.png", labels).rows] == [0, 2, 4]
+    interrupted(monkeypatch, 3, signal.SIGINT)
+    back = out / "checkpoints/step-00000002.safetensors"
+    assert run("run", pictures, *flags(base, out, **{"optimiser.rate": 0.01}), "--resume", back) == 130
+    assert [row.step for row in SampleSheet(out / "samples.png", labels).rows] == [0, 2]
+    assert report(out)["progress"]["step"] == 3
+
+
 def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(
     base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

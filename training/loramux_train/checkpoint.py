@@ -28,7 +28,7 @@ MUST_MATCH = (
 
 
 def write(folder: Path, snapshot: Snapshot, settings: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep`."""
+    """Write a checkpoint, then remove those before it but the newest `keep`, itself among them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{snapshot.step:08}.safetensors"
     partial = path.with_name(path.name + ".part")
@@ -37,15 +37,27 @@ def write(folder: Path, snapshot: Snapshot, settings: dict[str, Any], keep: int)
     _sync(partial)
     partial.replace(path)
     _sync(folder)
-    for old in every(folder)[:-keep]:
+    for old in [each for each in every(folder) if each <= path][:-keep]:
         old.unlink()
     return path
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps: the run goes on from this one, and they are not of that course."""
+    for path in every(folder):
+        if step_of(path) > step:
+            path.unlink()
 
 
 def every(folder: Path) -> list[Path]:
     """The whole checkpoints of a folder, oldest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def read(path: Path) -> tuple[Snapshot, dict[str, Any]]:

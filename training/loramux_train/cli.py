@@ -54,7 +54,7 @@ def run(
     dry_run
         Print the plan and stop.
     resume
-        Go on from a checkpoint: its file, or `latest`.
+        Go on from a checkpoint: its file, or `latest`. Checkpoints of later steps are removed.
     changed_data
         Go on although pictures, captions or data settings are other ones than the checkpoint's.
     push

@@ -167,9 +167,21 @@ def log_file(config: Config) -> Path:
 
 def is_finished(config: Config, step: int) -> bool:
     """Whether a run that came to this step has written all it leaves: the report is the last."""
+    reported, files = _reported(config)
+    return reported == step and files and all(path.exists() for path in result_files(config))
+
+
+def drop_report(config: Config, step: int) -> None:
+    """Remove a report of later steps, after which a run that goes on here would seem finished when it comes to them."""
+    if _reported(config)[0] > step:
+        for name in ("report.json", "report.html"):
+            (config.output.folder / name).unlink(missing_ok=True)
+
+
+def _reported(config: Config) -> tuple[int, bool]:
+    """The step of the report, -1 where there is none, and whether files were written then."""
     try:
         said = json.loads((config.output.folder / "report.json").read_text())
-        written = all(path.exists() for path in result_files(config))
-        return written and bool(said["files"]) and said["progress"]["step"] == step
+        return int(said["progress"]["step"]), bool(said["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return -1, False

@@ -60,6 +60,7 @@ class Samples(Watcher):
 
     def started(self, training: Training) -> None:
         self._training = training
+        self.sheet.drop_after(training.done)
         if training.done == 0:
             self._add(0)
 

@@ -23,7 +23,7 @@ from loramux_train.config import Config, as_values, to_toml
 from loramux_train.data.opening import texts_folder
 from loramux_train.data_set import DataSet
 from loramux_train.errors import AlreadyFinished, BadSetting, CannotResume, TrainError
-from loramux_train.finishing import Finishing, is_finished, log_file, result_files
+from loramux_train.finishing import Finishing, drop_report, is_finished, log_file, result_files
 from loramux_train.injection import inject
 from loramux_train.outlook import Outlook, outlook_of
 from loramux_train.output.atomic import write_whole
@@ -106,6 +106,7 @@ def run(
             best = Best()  # losses over other pictures say nothing of these
     samples = _samples(config, outlook, training, data)
     finishing = Finishing(config, outlook, data.told, facts_of(config, outlook, data.told, told), training, samples)
+    _drop_after(config, training.done)
     write_whole(config.output.folder / "train.toml", [to_toml(config).encode()])
     watching = [JsonLog(log_file(config)), *watchers, *([] if samples is None else [samples])]
     with _told_on_early_end(finishing):
@@ -119,6 +120,13 @@ def run(
 def checkpoints(config: Config) -> Path:
     """Where the checkpoints go."""
     return config.output.folder / "checkpoints"
+
+
+def _drop_after(config: Config, step: int) -> None:
+    """Remove what the folder holds of later steps: a run that goes on from an earlier checkpoint takes another course,
+    and nothing shall take the one it left for it. The log and the samples drop theirs when they start."""
+    checkpoint.drop_after(checkpoints(config), step)
+    drop_report(config, step)
 
 
 def _training(config: Config, outlook: Outlook, data: Data, accelerator: Accelerator) -> Training:

@@ -63,6 +63,17 @@ class SampleSheet:
         self.rows = (*kept, row)
         self._write()
 
+    def drop_after(self, step: int) -> None:
+        """Rows of later steps go, which a run that goes on from this one draws anew."""
+        kept = tuple(row for row in self.rows if row.step <= step)
+        if kept == self.rows:
+            return
+        self.rows = kept
+        if kept:
+            self._write()
+        else:
+            self.path.unlink(missing_ok=True)
+
     def image(self) -> Image.Image | None:
         """For a report: the first row and the last and some between; None before there are any."""
         if not self.rows:
