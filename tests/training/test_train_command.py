@@ -1,5 +1,6 @@
 """`loramux train`, as a user runs it, on the built-in base."""
 
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from loramux_train import checkpoint
 from loramux_train.cli import train
 from loramux_train.config import fields
+from loramux_train.snapshot import Snapshot
 from loramux_train.target_settings import ABOUT, BLOCKS
 
 
@@ -104,6 +107,56 @@ def test_an_error_is_a_line_and_a_status(
     assert run("run", *_flags(pictures, out), *flags) == status
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+REFUSED = [
+    (["--adapter.rank", "4000"], "rank 4000 of self_attention is more than"),
+    (["--run.precision", "fp16"], "run.precision is fp16, which needs a CUDA device"),
+    (["--optimiser.name", "adamw8bit"], "needs the package bitsandbytes"),
+    (["--output.which", "best"], "output.which is best, which needs held-out pictures"),
+    (["--run.patience", "2"], "run.patience is 2, which needs held-out pictures"),
+    (["--tokens.new", "<zib>"], "'<zib>' stands in no caption"),
+    (["--tokens.new", "key"], "'key' is a word of the base already"),
+    (["--about.thumbnail", "nowhere.png"], "about.thumbnail is nowhere.png, which is no picture"),
+    (["--output.tensorboard", "true"], "output.tensorboard needs the package tensorboardX"),
+    (["--output.folder", "HELD"], "holds a run, the newest checkpoint is step-00000001.safetensors"),
+    (["--data.folders", "nowhere"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), REFUSED)
+def test_check_and_a_dry_run_refuse_what_a_run_refuses(
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    checkpoint.write(tmp_path / "held/checkpoints", Snapshot(1, {}, {}), {}, keep=1)
+    words = [str(tmp_path / "held") if word == "HELD" else word for word in flags]
+    given = [*_flags(pictures, tmp_path / "out"), *words]
+    statuses = {command: run(*command, *given) for command in (("check",), ("run", "--dry-run"), ("run",))}
+    told = capsys.readouterr()
+    assert statuses[("run",)] == statuses[("run", "--dry-run")] != 0 and statuses[("check",)] == 3
+    assert told.err.count(said) == 2 and told.out.count(said) == 1 and "verdict: refused" in told.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_checks_where_a_run_would_go_on(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = _flags(pictures, tmp_path / "out", **{"run.steps": 1})
+    assert run("run", *flags) == 0
+    assert run("run", "--dry-run", *flags, "--resume", "latest") == 1
+    assert "already at step 1 of 1" in capsys.readouterr().err
+    longer = [*flags, "--run.steps", "2", "--resume", "latest", "--dry-run"]
+    assert run("run", *longer) == 0
+    (pictures / "0.txt").write_text("another")
+    assert run("run", *longer) == 1
+    assert "the data is not what the checkpoint was made with" in capsys.readouterr().err
+    assert run("run", *longer, "--changed-data") == 0
 
 
 def test_presets_are_all_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -361,6 +361,7 @@ def test_check_takes_what_run_takes(
     out = tmp_path / "out"
     assert run("run", pictures, *flags(base, out, **{"data.flip": "true"})) == 0
     capsys.readouterr()
-    assert run("check", out / "train.toml", "--json", "--data.batch_size", 3) == 0
+    other = ("--output.folder", tmp_path / "other")
+    assert run("check", out / "train.toml", "--json", "--data.batch_size", 3, *other) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["pictures"], told["batch_size"], told["buckets"][0]["width"]) == (6, 3, 16)

@@ -52,7 +52,7 @@ def run(
     Parameters
     ----------
     dry_run
-        Print the plan and stop.
+        Print the plan, check all that a run checks, and stop.
     resume
         Go on from a checkpoint: its file, or `latest`. Checkpoints of later steps are removed.
     changed_data
@@ -139,11 +139,13 @@ def _destination(push: str | None, server: str | None, store: Path | None) -> De
 def _check(file: Path | None, flags: list[str], json: bool, sheet: Path | None) -> int:
     _quiet_libraries()
     from loramux_train import base, config
-    from loramux_train.data.telling import tell
+    from loramux_train.before import refusals
+    from loramux_train.data.telling import surveyed, tell
     from loramux_train.data_source import tokens_of
 
     made = config.read(file, flags, base.native_resolution)
-    return tell(made.data, tokens_of(base.outline_of(base.find(made.base.path))), json=json, sheet=sheet)
+    found = surveyed(made.data, tokens_of(base.outline_of(base.find(made.base.path))))
+    return tell(found, refusals(made, found), json=json, sheet=sheet)
 
 
 def _run(
@@ -160,6 +162,9 @@ def _run(
     os.putenv("OMP_WAIT_POLICY", "PASSIVE")
     _quiet_libraries()
     from loramux_train import base, config, session
+    from loramux_train.before import check_all
+    from loramux_train.data.telling import surveyed
+    from loramux_train.data_source import tokens_of
     from loramux_train.outlook import outlook_of
     from loramux_train.output.push import check_push
     from loramux_train.shelved import items_of
@@ -167,17 +172,19 @@ def _run(
     from loramux_train.watchers import Bar, TensorBoard
 
     made = config.read(file, flags, base.native_resolution)
-    plan = outlook_of(made).plan
+    outlook = outlook_of(made)
+    plan = outlook.plan
     if not quiet or dry_run:
         print(plan.text())
     items = () if to is None else items_of(made, {layer.part for layer in plan.layers}, to.name)
     if to is not None and (warning := check_push(to, items)):
         terminal.complain(f"loramux: warning: {warning}")
+    start = resume if resume in (None, "latest") else Path(resume)
     if dry_run:
+        check_all(made, surveyed(made.data, tokens_of(outlook.outline)), start, changed_data)
         return 0
     watchers = [] if quiet else [Bar()]
     watchers += [TensorBoard(made.output.folder / "tensorboard")] if made.output.tensorboard else []
-    start = resume if resume in (None, "latest") else Path(resume)
     try:
         session.run(made, opened(quiet), start, [*watchers, Telling(to, items)], changed_data)
     except session.Stopped as stopped:

@@ -8,8 +8,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from loramux_train.data.captions import caption_to_measure, tag_counts
+from loramux_train.data.captions import caption_to_measure, tag_counts, with_trigger
 from loramux_train.data.order import Order
 from loramux_train.data.picture import Picture
 from loramux_train.data.survey import Survey
@@ -36,6 +37,10 @@ class DataSet:
     warnings: tuple[str, ...] = ()
     epoch_at: Callable[[int], int] = _first
 
+    def known(self) -> dict[str, Any]:
+        """By what checkpoints know it again."""
+        return {"data_set": {"fingerprint": self.fingerprint, "pictures": dict(self.pictures)}}
+
 
 def data_set(found: Survey, order: Order, cached: bool) -> DataSet:
     """cached: whether latents are encoded once only."""
@@ -52,6 +57,16 @@ def data_set(found: Survey, order: Order, cached: bool) -> DataSet:
     return DataSet(
         facts, found.fingerprint, pictures, len(found.kept_out), _prompts(found), warnings, lambda at: order.at(at)[0]
     )
+
+
+def captions_of(found: Survey) -> tuple[str, ...]:
+    """All that training may use, as they are before tags are shuffled."""
+    own = (
+        caption if picture.source.prior else with_trigger(caption, found.settings)
+        for picture in found.pictures
+        for caption in picture.source.captions
+    )
+    return tuple(dict.fromkeys(own))
 
 
 def _identity(picture: Picture) -> str:

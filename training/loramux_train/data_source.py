@@ -16,11 +16,10 @@ from tqdm import tqdm
 from loramux_train import base
 from loramux_train.config import Config
 from loramux_train.data.batches import FolderBatches, Scaling, ValidationBatches
-from loramux_train.data.captions import CountTokens, with_trigger
+from loramux_train.data.captions import CountTokens
 from loramux_train.data.latent_cache import encoder_of, module_digest
 from loramux_train.data.opening import Vae, open_data
-from loramux_train.data.survey import Survey
-from loramux_train.data_set import data_set
+from loramux_train.data_set import captions_of, data_set
 from loramux_train.outline import Outline
 from loramux_train.outlook import Outlook
 from loramux_train.output.sampling import draw_samples
@@ -45,7 +44,7 @@ def open_folders(config: Config, outlook: Outlook, device: torch.device, quiet: 
     if cached:  # every later use is in the cache, so that the device has better use for its memory
         source.vae.to("cpu")
     told = data_set(opened.survey, opened.batches.order, cached)
-    return Data(opened.batches, opened.validation, told, source.vae, _captions(config, opened.survey))
+    return Data(opened.batches, opened.validation, told, source.vae, captions_of(opened.survey))
 
 
 def tokens_of(outline: Outline) -> CountTokens:
@@ -111,13 +110,3 @@ def _fill(batches: FolderBatches, held_out: ValidationBatches, quiet: bool) -> N
             bar.update()
         for position in range(len(held_out)):
             bar.update(len(held_out.batch(position).latents))
-
-
-def _captions(config: Config, found: Survey) -> tuple[str, ...]:
-    """All that training may use, as they are before tags are shuffled."""
-    own = (
-        caption if picture.source.prior else with_trigger(caption, config.data)
-        for picture in found.pictures
-        for caption in picture.source.captions
-    )
-    return tuple(dict.fromkeys(own))

@@ -9,29 +9,28 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from loramux_train import base, checkpoint
 from loramux_train.batch import Batches
+from loramux_train.before import Resume, check_pictures, checkpoints, prepare, settings_of
 from loramux_train.best import Best
-from loramux_train.config import Config, as_values, to_toml
+from loramux_train.config import Config, to_toml
 from loramux_train.data.opening import texts_folder
 from loramux_train.data_set import DataSet
-from loramux_train.errors import AlreadyFinished, BadSetting, CannotResume, TrainError
-from loramux_train.finishing import Finishing, drop_report, is_finished, log_file, result_files
+from loramux_train.errors import TrainError
+from loramux_train.finishing import Finishing, drop_report, log_file
 from loramux_train.injection import inject
-from loramux_train.outlook import Outlook, outlook_of
+from loramux_train.outlook import Outlook
 from loramux_train.output.atomic import write_whole
-from loramux_train.run_facts import about_of, facts_of
+from loramux_train.run_facts import facts_of
 from loramux_train.same_data import check_same_data
 from loramux_train.samples import Samples, drawing_of, parts_of
-from loramux_train.snapshot import Snapshot, restore, take
-from loramux_train.tokens.checks import check_captions
+from loramux_train.snapshot import restore, take
 from loramux_train.tokens.vectors import Tokens
 from loramux_train.training import HeldOut, Training
 from loramux_train.watchers import JsonLog, Watcher
@@ -52,19 +51,9 @@ class Data:
 OpenData = Callable[[Config, Outlook, torch.device], Data]
 """Opens the data of a run for a base, whose VAE it encodes pictures with on the device."""
 
-Resume = Path | Literal["latest"] | None
-
 
 class Stopped(Exception):
     """A run was asked to stop; its checkpoint is on disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a run goes on, and what the checkpoint says of its settings."""
-
-    snapshot: Snapshot
-    then: dict[str, Any]
 
 
 def run(
@@ -85,15 +74,14 @@ def run(
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    outlook = outlook_of(config)
-    about_of(config)  # refused before anything slow
-    told = _told(config, outlook)
-    start = _start(config, resume, told)
+    before = prepare(config, resume)
+    outlook, start = before.outlook, before.start
+    told = settings_of(config, outlook)
     mixed: Any = "no" if outlook.precision == "fp32" else outlook.precision
     accelerator = Accelerator(mixed_precision=mixed, cpu=config.run.device == "cpu")
     data = open_data(config, outlook, accelerator.device)
-    _check_held_out(config, len(data.held_out))
-    told |= {"data_set": {"fingerprint": data.told.fingerprint, "pictures": dict(data.told.pictures)}}
+    check_pictures(config, outlook.outline, len(data.held_out), data.captions)
+    told |= data.told.known()
     if start is not None:
         told["started"] = start.then["started"]
         if not changed_data:
@@ -117,11 +105,6 @@ def run(
     return end.saved.path
 
 
-def checkpoints(config: Config) -> Path:
-    """Where the checkpoints go."""
-    return config.output.folder / "checkpoints"
-
-
 def _drop_after(config: Config, step: int) -> None:
     """Remove what the folder holds of later steps: a run that goes on from an earlier checkpoint takes another course,
     and nothing shall take the one it left for it. The log and the samples drop theirs when they start."""
@@ -133,8 +116,6 @@ def _training(config: Config, outlook: Outlook, data: Data, accelerator: Acceler
     frozen = base.load(outlook.outline, outlook.dtype, accelerator.device)
     injected = inject(frozen.parts(), outlook.plan, config.adapter, config.run.seed)
     tokens = Tokens(frozen, config.tokens, config.run.seed)
-    if data.captions is not None:
-        check_captions(tokens, frozen, data.captions)
     training = Training(frozen, injected, outlook.noise, data.batches, config.recipe, accelerator, tokens)
     texts = texts_folder(config.data)
     if texts is not None and not config.targets.text_encoder:
@@ -187,45 +168,6 @@ def _validate(training: Training, held_out: HeldOut, best: Best, watchers: Seque
 
 def _due(training: Training, each: int) -> bool:
     return training.done % each == 0 or training.finished
-
-
-def _start(config: Config, resume: Resume, told: dict[str, Any]) -> _Start | None:
-    """Where to go on, or None for a run from the beginning."""
-    folder = checkpoints(config)
-    here = checkpoint.every(folder)
-    if resume is None:
-        if here:
-            raise CannotResume(f"{config.output.folder} holds a run, the newest checkpoint is {here[-1].name}: go on "
-                               "with --resume latest, or choose another output.folder")  # fmt: skip
-        return None
-    if resume == "latest" and not here:
-        raise CannotResume(f"there are no checkpoints in {folder}; start without --resume")
-    snapshot, then = checkpoint.read(here[-1] if resume == "latest" else resume)
-    checkpoint.check_same(then, told)
-    steps, written = config.run.steps, result_files(config)[0]
-    early = config.run.patience is not None and snapshot.numbers["best"]["since"] >= config.run.patience
-    if snapshot.step > steps or ((snapshot.step == steps or early) and is_finished(config, snapshot.step)):
-        ended = f", where run.patience ended it; raise that or set it to go on ({written})"
-        last = f"; raise run.steps to go on ({written})"
-        raise AlreadyFinished(f"already at step {snapshot.step} of {steps}{ended if early else last}")
-    return _Start(snapshot, then)
-
-
-def _told(config: Config, outlook: Outlook) -> dict[str, Any]:
-    """What checkpoints say of a run: its settings, where a base is what it is, wherever it lies, and when it began."""
-    known = {"sha256": base.digest(outlook.outline), "prediction": outlook.noise.prediction}
-    return as_values(config) | {"base": known, "started": datetime.now(UTC).isoformat()}
-
-
-def _check_held_out(config: Config, count: int) -> None:
-    if count:
-        return
-    if config.output.which == "best":
-        raise BadSetting("output.which is best, which needs held-out pictures: set data.validation_share")
-    if config.run.patience is not None:
-        raise BadSetting(
-            f"run.patience is {config.run.patience}, which needs held-out pictures: set data.validation_share"
-        )
 
 
 @contextmanager

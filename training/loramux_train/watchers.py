@@ -116,13 +116,7 @@ class TensorBoard(Watcher):
     """Losses, rates and gradients for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise PackageMissing(
-                "output.tensorboard needs the package tensorboardX: pip install tensorboardX"
-            ) from error
-        self._make: Any = SummaryWriter
+        self._make = tensorboard_writer()
         self._folder = folder
 
     def started(self, training: Training) -> None:
@@ -139,6 +133,15 @@ class TensorBoard(Watcher):
 
     def ended(self) -> None:
         self._writer.close()
+
+
+def tensorboard_writer() -> Any:
+    """What writes for TensorBoard. PackageMissing where it is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise PackageMissing("output.tensorboard needs the package tensorboardX: pip install tensorboardX") from error
+    return SummaryWriter
 
 
 def _lines(path: Path) -> list[str]:

@@ -67,13 +67,14 @@ class Report:
     notes: tuple[Told, ...]
 
 
-def report(survey: Survey) -> Report:
-    """The survey in numbers. Tags are those of the pictures trained on, class pictures left out."""
+def report(survey: Survey, refusals: Sequence[Note] = ()) -> Report:
+    """The survey in numbers. Tags are those of the pictures trained on, class pictures left out. refusals: why else a
+    run would not start."""
     prior = [picture for picture in survey.pictures if picture.source.prior]
     own = [picture for picture in survey.pictures if not picture.source.prior]
     first = Order(survey.pictures, survey.settings).epoch(0) if own else []
     return Report(
-        verdict="refused" if survey.errors else "ready",
+        verdict="refused" if survey.errors or refusals else "ready",
         pictures=len(own),
         class_pictures=len(prior),
         validation_pictures=len(survey.kept_out),
@@ -88,7 +89,7 @@ def report(survey: Survey) -> Report:
         ),
         buckets=_buckets(survey, first),
         tags=tag_frequency(survey),
-        notes=tuple(map(_told, survey.notes)),
+        notes=tuple(map(_told, (*refusals, *survey.notes))),
     )
 
 

@@ -21,10 +21,11 @@ READY, REFUSED = 0, 3
 _TAGS, _TAG_LETTERS = 10, 60  # that are shown, of each
 
 
-def tell(settings: DataSettings, count_tokens: CountTokens | None, *, json: bool, sheet: Path | None) -> int:
-    """Survey, print and draw; the exit status. OSError if the sheet cannot be written."""
-    found = _surveyed(settings, count_tokens)
-    made = report(found)
+def tell(found: Survey, refusals: Sequence[str], *, json: bool, sheet: Path | None) -> int:
+    """Print and draw; the exit status. refusals: why a run would not start, besides what the survey says. OSError if
+    the sheet cannot be written."""
+    refused = tuple(Note("error", "run", reason) for reason in refusals)
+    made = report(found, refused)
     if sheet is not None and found.pictures and made.pictures:
         from loramux_train.data.trained_sheet import trained_sheet
 
@@ -32,11 +33,12 @@ def tell(settings: DataSettings, count_tokens: CountTokens | None, *, json: bool
     if json:
         terminal.say_json(made)
     else:
-        _say(made, found.notes)
+        _say(made, (*refused, *found.notes))
     return READY if made.verdict == "ready" else REFUSED
 
 
-def _surveyed(settings: DataSettings, count_tokens: CountTokens | None) -> Survey:
+def surveyed(settings: DataSettings, count_tokens: CountTokens | None) -> Survey:
+    """With a bar while pictures are read."""
     with terminal.progress(TextColumn("reading"), BarColumn(), MofNCompleteColumn()) as bar:
         task = bar.add_task("reading")
         return survey(settings, count_tokens, lambda done, of: bar.update(task, completed=done, total=of))

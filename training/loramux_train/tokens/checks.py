@@ -5,11 +5,13 @@ Takes settings and captions; raises BadSetting. Knows no loop.
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from loramux_train.base import Base
 from loramux_train.config import Config
 from loramux_train.errors import BadSetting
-from loramux_train.tokens.vectors import Tokens
+from loramux_train.token_settings import NewToken, TokenSettings
+from loramux_train.tokens import placing
+from loramux_train.tokens.words import Words
 
 
 def check_settings(config: Config) -> None:
@@ -29,20 +31,25 @@ def check_settings(config: Config) -> None:
                          f"{optimiser.rate}, the rate")  # fmt: skip
 
 
-def check_captions(tokens: Tokens, base: Base, captions: Sequence[str]) -> None:
-    """Whether every new word stands in some caption where it is read. Captions that are cut after it are warned of.
+def check_captions(settings: TokenSettings, tokenizers: Sequence[Any], captions: Sequence[str]) -> None:
+    """Whether every new word is new, and stands in some caption where it is read. Captions that are cut after it are
+    warned of.
 
     Raises:
         BadSetting: names the word, or the caption whose vectors are cut off.
     """
-    found = {piece for caption in captions for piece in tokens.words.split(caption) if isinstance(piece, int)}
-    for number, token in enumerate(tokens.settings.new):
+    for token in settings.new:
+        for tokenizer in tokenizers:
+            _check_new(token, tokenizer)
+    words = Words([token.word for token in settings.new])
+    found = {piece for caption in captions for piece in words.split(caption) if isinstance(piece, int)}
+    for number, token in enumerate(settings.new):
         if number not in found:
             raise BadSetting(f"tokens.new: {token.word!r} stands in no caption, expected it in some; write it there, "
                              "or set data.trigger to it, and data.templates if there are no captions")  # fmt: skip
     cut = 0
     for caption in dict.fromkeys(captions):
-        over, vectors = max(tokens.lost(tokenizer, caption) for tokenizer in base.tokenizers)
+        over, vectors = max(_lost(settings, words, tokenizer, caption) for tokenizer in tokenizers)
         cut += over > 0
         if vectors:
             raise BadSetting(f"caption {caption!r} has {over} tokens more than a text encoder reads, and vectors of a "
@@ -50,3 +57,21 @@ def check_captions(tokens: Tokens, base: Base, captions: Sequence[str]) -> None:
     if cut:
         warnings.warn(f"{cut} captions have more tokens than a text encoder reads, with the vectors of new words; "
                       "their ends are cut", stacklevel=2)  # fmt: skip
+
+
+def _check_new(token: NewToken, tokenizer: Any) -> None:
+    ids: list[int] = tokenizer(token.word, add_special_tokens=False).input_ids
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        raise BadSetting(
+            f"tokens.new: {token.word!r} is a word of the base already, and nothing would read it as before; expected "
+            f"one that is not, such as '<{token.word.strip('<>')}-1>'"
+        )
+    if token.start is not None and not tokenizer(token.start, add_special_tokens=False).input_ids:
+        raise BadSetting(f"tokens.new: start of {token.word!r} is {token.start!r}, in which the base reads nothing")
+
+
+def _lost(settings: TokenSettings, words: Words, tokenizer: Any, caption: str) -> tuple[int, bool]:
+    """How many tokens of a caption are not read, and whether vectors are among them."""
+    counts = [token.vectors for token in settings.new]
+    over = placing.sequence(tokenizer, caption, words, counts)[tokenizer.model_max_length - 2 :]
+    return len(over), any(token < 0 for token in over)

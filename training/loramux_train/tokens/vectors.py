@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from loramux_train.base import Base
-from loramux_train.errors import BadSetting
 from loramux_train.objective import TOKENS, generator_of
 from loramux_train.outline import TEXT_ENCODERS
 from loramux_train.token_settings import NewToken, TokenSettings
@@ -44,7 +43,6 @@ class Tokens:
         self.parameters: dict[str, nn.Parameter] = {}
         for encoder, (part, tokenizer, table) in enumerate(zip(self._parts, base.tokenizers, tables, strict=True)):
             for number, token in enumerate(settings.new):
-                _check_new(token, tokenizer)
                 generator = generator_of(seed, TOKENS, number * len(self._parts) + encoder)
                 values = _start(token, tokenizer, table, generator)
                 self.parameters[f"tokens.{part}.{number}"] = nn.Parameter(values)
@@ -59,11 +57,6 @@ class Tokens:
         vectors = torch.cat(self._of(encoder)) if self.parameters else torch.empty(0)
         table: nn.Module = model.get_input_embeddings()
         return placing.put_in(table, placed, vectors if self.learning else vectors.detach())
-
-    def lost(self, tokenizer: Any, caption: str) -> tuple[int, bool]:
-        """How many tokens of a caption are not read, and whether vectors are among them."""
-        over = placing.sequence(tokenizer, caption, self.words, self._counts)[tokenizer.model_max_length - 2 :]
-        return len(over), any(token < 0 for token in over)
 
     @torch.no_grad()
     def retract(self) -> None:
@@ -88,15 +81,6 @@ class Tokens:
         return [self.parameters[f"tokens.{self._parts[encoder]}.{number}"] for number in range(len(self._counts))]
 
 
-def _check_new(token: NewToken, tokenizer: Any) -> None:
-    ids: list[int] = tokenizer(token.word, add_special_tokens=False).input_ids
-    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-        raise BadSetting(
-            f"tokens.new: {token.word!r} is a word of the base already, and nothing would read it as before; expected "
-            f"one that is not, such as '<{token.word.strip('<>')}-1>'"
-        )
-
-
 def _start(token: NewToken, tokenizer: Any, table: Any, generator: torch.Generator) -> Tensor:
     """[vectors, width]. The words' own vectors are shared out in order: of fewer some stand twice, of more there are
     means."""
@@ -105,8 +89,6 @@ def _start(token: NewToken, tokenizer: Any, table: Any, generator: torch.Generat
         drawn = torch.randn(token.vectors, weight.shape[1], generator=generator) * weight.std().cpu()
         return drawn.to(weight.device)
     ids: list[int] = tokenizer(token.start, add_special_tokens=False).input_ids
-    if not ids:
-        raise BadSetting(f"tokens.new: start of {token.word!r} is {token.start!r}, in which the base reads nothing")
     shares = [share(number, token.vectors, len(ids)) for number in range(token.vectors)]
     return torch.stack([weight[ids[first:end]].mean(dim=0) for first, end in shares])
 
