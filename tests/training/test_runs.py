@@ -426,6 +426,43 @@ def test_a_run_ends_early_and_writes_the_best(base: Path, tmp_path: Path, monkey
         session.run(made, opened(held_out=1), "latest")
 
 
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("run", {"validation_draws": 1}),
+        ("run", {"precision": "bf16"}),
+        ("loss", {"min_snr": 5.0}),
+        ("loss", {"noise_offset": 0.1}),
+        ("optimiser", {"rate": 3e-3}),
+    ],
+)
+def test_the_best_is_looked_for_anew_where_losses_are_other_numbers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, values: dict[str, Any]
+) -> None:
+    losses = iter([1.0, 3.0, 2.0, 2.5])
+    monkeypatch.setattr(Training, "validate", lambda *_: next(losses))
+    which = {"output": {"which": "best"}}
+    session.run(settings(base, tmp_path, run={"steps": 2, "validate_every": 1}, **which), opened(held_out=1))
+    AcceleratorState._reset_state(True)
+    seen, more = Seen(), {"run": {"steps": 4, "validate_every": 1}} | which
+    more[section] = more.get(section, {}) | values
+    session.run(settings(base, tmp_path, **more), opened(held_out=1), "latest", [seen])
+    other = section != "optimiser"
+    assert seen.validations == [(3, 2.0, other), (4, 2.5, False)]
+    told = json.loads((tmp_path / "report.json").read_text())["curves"]["validation"]
+    assert told["steps"] == ([3, 4] if other else [1, 2, 3, 4])
+
+
+def test_a_best_that_is_measured_otherwise_at_the_last_step(base: Path, tmp_path: Path) -> None:
+    """Another form of a finished run: it has no step left that would be validated."""
+    which = {"which": "best"}
+    made = settings(base, tmp_path, output=which)
+    first = load_file(session.run(made, opened(held_out=1)))
+    other = settings(base, tmp_path, output=which | {"form": "diffusers", "name": "other"}, run={"validation_draws": 1})
+    second = load_file(session.run(other, opened(held_out=1), "latest"))
+    assert len(first) == 3 * 24 and len(second) == 2 * 24
+
+
 @pytest.mark.parametrize(("section", "values"), [("output", {"which": "best"}), ("run", {"patience": 3})])
 def test_what_needs_held_out_pictures_says_so(base: Path, tmp_path: Path, section: str, values: dict[str, Any]) -> None:
     with pytest.raises(BadSetting, match=r"needs held-out pictures: set data\.validation_share"):

@@ -29,6 +29,7 @@ from loramux_train import base as bases
 from loramux_train import base_file, checkpoint
 from loramux_train.cli import train
 from loramux_train.data.batches import FolderBatches
+from loramux_train.data.survey import survey
 from loramux_train.data.validation import validation_contents
 from loramux_train.data_settings import DataSettings
 from loramux_train.output.sample_sheet import SampleSheet
@@ -323,6 +324,18 @@ def test_changed_data_is_refused_by_name_unless_it_is_allowed(
         assert part in said
     assert run("run", *longer, "--changed-data") == 0
     assert report(out)["progress"]["step"] == 6
+
+
+def test_changed_pictures_that_are_held_out_are_noticed(
+    base: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = flags(base, tmp_path / "out", **{"data.validation_share": 0.2})
+    assert run("run", pictures, *made) == 0
+    share = DataSettings.model_validate({"folders": [str(pictures)], "resolution": 16, "validation_share": 0.2})
+    (held,) = survey(share).kept_out
+    held.source.path.with_suffix(".txt").write_text("quite another thing")
+    assert run("run", pictures, *made, "--run.steps", 5, "--resume", "latest") == 1
+    assert f"changed, or their captions: {held.source.path}." in capsys.readouterr().err
 
 
 def test_a_folder_that_was_renamed_is_the_same_data(base: Path, pictures: Path, tmp_path: Path) -> None:

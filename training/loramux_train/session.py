@@ -28,7 +28,7 @@ from loramux_train.injection import inject
 from loramux_train.outlook import Outlook
 from loramux_train.output.atomic import write_whole
 from loramux_train.run_facts import facts_of
-from loramux_train.same_data import check_same_data
+from loramux_train.same_data import check_same_data, measure_of
 from loramux_train.samples import Samples, drawing_of, parts_of
 from loramux_train.snapshot import restore, take
 from loramux_train.tokens.vectors import Tokens
@@ -90,13 +90,13 @@ def run(
     best = Best()
     if start is not None:
         restore(training, best, start.snapshot)
-        if start.then["data_set"]["fingerprint"] != data.told.fingerprint:
-            best = Best()  # losses over other pictures say nothing of these
+        if measure_of(start.then) != measure_of(told):
+            best = Best()
     samples = _samples(config, outlook, training, data)
     finishing = Finishing(config, outlook, data.told, facts_of(config, outlook, data.told, told), training, samples)
     _drop_after(config, training.done)
     write_whole(config.output.folder / "train.toml", [to_toml(config).encode()])
-    watching = [JsonLog(log_file(config)), *watchers, *([] if samples is None else [samples])]
+    watching = [JsonLog(log_file(config), measure_of(told)), *watchers, *([] if samples is None else [samples])]
     with _told_on_early_end(finishing):
         _loop(config, training, data.held_out, best, told, watching)
         end = finishing.finish(best)
@@ -144,6 +144,8 @@ def _loop(
     watchers: Sequence[Watcher],
 ) -> None:
     with _told_of_end(training, watchers), _until_told_to_stop() as asked:
+        if training.finished and not best.step and len(held_out):  # what was the best is measured otherwise now
+            _validate(training, held_out, best, watchers)
         while not training.finished and not best.enough(config.run.patience):
             report = training.step()
             for watcher in watchers:

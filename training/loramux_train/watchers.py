@@ -76,10 +76,11 @@ class Bar(Watcher):
 
 
 class JsonLog(Watcher):
-    """Lines of JSON, one an event. A run that goes on drops the lines after its checkpoint first."""
+    """Lines of JSON, one an event. A run that goes on drops the lines after its checkpoint first. measure: what
+    validation losses are measured by; only those of one are compared."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, measure: str = "") -> None:
+        self._path, self._measure = path, measure
         self._started = time.monotonic()
 
     def started(self, training: Training) -> None:
@@ -98,7 +99,7 @@ class JsonLog(Watcher):
         )
 
     def validated(self, step: int, loss: float, best: bool) -> None:
-        self._write(event="validation", step=step, loss=loss, best=best)
+        self._write(event="validation", step=step, loss=loss, best=best, measure=self._measure)
 
     def saved(self, step: int, path: Path) -> None:
         self._write(event="checkpoint", step=step, file=path.name)

@@ -49,13 +49,15 @@ class Survey:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of all that batches depend on: a run resumed with another one would not go on where it was."""
+        """sha256 of all that batches depend on, held-out ones too: a run resumed with another one would not go on where
+        it was, or not be measured as before."""
         chosen = self.settings.model_dump(mode="json", exclude={"folders", "prior", "cache", "skip_broken"})
-        pictures = [
-            (p.content, p.mask, p.source.captions, p.source.repeats, p.source.prior, p.bucket) for p in self.pictures
-        ]
+        pictures, kept_out = (
+            [(p.content, p.mask, p.source.captions, p.source.repeats, p.source.prior, p.bucket) for p in side]
+            for side in (self.pictures, self.kept_out)
+        )
         weight = None if self.settings.prior is None else self.settings.prior.weight
-        return hashlib.sha256(json.dumps([chosen, pictures, weight], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([chosen, pictures, kept_out, weight], sort_keys=True).encode()).hexdigest()
 
     def require(self) -> None:
         """DataError, with every reason, unless a run may start."""

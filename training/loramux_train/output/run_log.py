@@ -27,7 +27,8 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class RunLog:
-    """rates: one of each group of parameters, the UNet's first; seconds: of all turns together."""
+    """validation: what was measured as the last one was; rates: one of each group of parameters, the UNet's first;
+    seconds: of all turns together."""
 
     loss: Series = Series()
     validation: Series = Series()
@@ -54,7 +55,7 @@ def read_log(path: Path) -> RunLog:
         tables.setdefault(str(line.get("event", "step")), {})[step] = line
         now = float(line.get("seconds", turn))
         seconds, turn = (seconds if now >= turn else seconds + turn), now
-    steps, checks = tables.get("step", {}), tables.get("validation", {})
+    steps, checks = tables.get("step", {}), _alike(tables.get("validation", {}))
     rates = {step: {str(at): rate for at, rate in enumerate(row.get("rates", ()))} for step, row in steps.items()}
     groups = sorted({group for row in rates.values() for group in row})
     return RunLog(
@@ -64,6 +65,12 @@ def read_log(path: Path) -> RunLog:
         tuple(_series(rates, group) for group in groups),
         seconds + turn,
     )
+
+
+def _alike(checks: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Validations that are measured as the last one is."""
+    measures = [row.get("measure") for _, row in sorted(checks.items())]
+    return {step: row for step, row in checks.items() if row.get("measure") == measures[-1]}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
