@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from loramux_store import header_shape
+from loramux_store import header_names, header_shape
 from loramux_store.errors import Refused
 from loramux_store.sniff import MAX_FILE, header_length
 
 __all__ = ["DTYPE_BYTES", "MAX_METADATA", "Container", "TensorEntry", "read_container"]
 
 MAX_METADATA = 4 << 20
-MAX_NAME = 512
 MAX_DIMS = 8
 DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1,
@@ -29,8 +27,6 @@ DTYPE_BYTES: Mapping[str, int] = {
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 _FIELDS = {"dtype", "shape", "data_offsets"}
-# Names that other languages' objects own; no adapter has them, a report in JSON would carry them.
-_HOSTILE_PARTS = {"__proto__", "constructor", "prototype", ".."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +71,7 @@ def read_container(path: Path, max_file: int = MAX_FILE) -> Container:
         raise Refused("empty_file", "the file holds no tensor")
     if len(body) > header_shape.MAX_TENSORS:
         raise header_shape.too_many(f"{len(body)} tensors")
-    _check_names(body)
+    header_names.check(body)
     start = 8 + length
     tensors = {name: _entry(name, info, start) for name, info in body.items()}
     _check_coverage(tensors, start, size)
@@ -145,51 +141,6 @@ def _metadata(found: object) -> dict[str, str]:
             {"size": str(total), "limit": str(MAX_METADATA)},
         )
     return cast(dict[str, str], table)
-
-
-def _check_names(body: Mapping[str, Any]) -> None:
-    plain: set[str] = set()
-    for name in body:
-        normal = name if name.isascii() else unicodedata.normalize("NFC", name)
-        if normal in plain:
-            raise Refused("duplicate_key", f"{name!r} is given twice, spelled differently", {"key": name})
-        plain.add(normal)
-    letters = set[str]().union(*(name for name in body if not name.isascii()))
-    bad = frozenset(letter for letter in letters if _letter_fault(letter))
-    for name in body:
-        if why := _name_fault(name, bad):
-            shown = ascii(name[:100])
-            raise Refused("name_illegal", f"tensor name {shown}: {why}", {"key": shown})
-
-
-def _letter_fault(letter: str) -> str:
-    category = unicodedata.category(letter)
-    if category[0] == "C":
-        return "has a control or format character"
-    return "has a pictograph or separator" if category in ("So", "Zl", "Zp") else ""
-
-
-def _name_fault(name: str, bad: frozenset[str]) -> str:
-    """bad: letters, of those that are not ASCII, that no name may have."""
-    if not name:
-        return "empty"
-    if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME:
-        return f"longer than {MAX_NAME} bytes"
-    if not name.isascii():
-        if not unicodedata.is_normalized("NFC", name):
-            return "not in Unicode normal form C"
-        if found := bad.intersection(name):
-            return _letter_fault(min(found))
-    elif not name.isprintable():
-        return "has a control or format character"
-    hostile = "../" in name or "..\\" in name or name[0] in "/\\" or _has_hostile_part(name)
-    return "looks like a path or a reserved word" if hostile else ""
-
-
-def _has_hostile_part(name: str) -> bool:
-    if not any(part in name for part in _HOSTILE_PARTS):
-        return False
-    return not _HOSTILE_PARTS.isdisjoint(name.replace("/", ".").replace("\\", ".").split("."))
 
 
 def _entry(name: str, info: object, start: int) -> TensorEntry:

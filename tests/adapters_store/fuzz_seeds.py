@@ -151,6 +151,9 @@ def _found() -> Iterator[tuple[str, bytes]]:
     yield "found-surrogate-twice", b'h{"\\ud800":1,"\\ud800":1}'
     yield "found-long-twice", b'h{"%s":1,"%s":1}' % ((b"long" * 1000,) * 2)
     yield "found-long-fields", b'h{"a":{"%s":1}}' % (b"long" * 1000)
+    # marks that Unicode's normal form puts in order, which takes time as their number squared
+    disorder = "a" + "\u0301\u0316" * 20
+    yield "found-marks", b"h" + json.dumps({disorder: 1, disorder + "b": 1}, ensure_ascii=False).encode()
     # nested as deep as json reads it, deeper than repr does
     yield "found-deep", b'p{"r":' + b"[" * 900 + b"]" * 900 + b"}"
 

@@ -16,7 +16,8 @@ from loramux_store.errors import Inexpressible
 from loramux_store.formats.convert import read_float32
 from loramux_store.formats.leaf import split_key
 from loramux_store.formats.tokens import BUNDLE
-from loramux_store.header import MAX_NAME, read_container
+from loramux_store.header import read_container
+from loramux_store.header_names import MAX_NAME
 from loramux_store.record import Embedding
 
 __all__ = ["Bundled", "bundled_tensors", "embedding_tensors", "read_vectors"]

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from loramux_server.bench.harness import Row
-from loramux_store.header import MAX_METADATA, MAX_NAME
+from loramux_store.header import MAX_METADATA
+from loramux_store.header_names import MAX_NAME
 from loramux_store.header_shape import MAX_TENSORS
 from loramux_store.sniff import MAX_HEADER
 
 __all__ = ["FILES", "cost", "measure"]
 
+_DISORDER = "\u0301\u0316"
+"""Marks above and below a letter: Unicode's normal forms put those below first, and take time for each exchange."""
 _EMPTY = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 _STEM = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 _MODULE = {
@@ -116,6 +119,12 @@ def _long(pattern: str, end: str = "") -> Callable[[], bytes]:
     return lambda: _named(name(number) for number in range(MAX_TENSORS))
 
 
+def _marked(number: int) -> str:
+    """A name of letters with marks, of which no other name has one."""
+    pairs = range(90 * number, 90 * (number + 1))
+    return f"{number:05}" + "".join(chr(0x4E00 + n % 20_000) + chr(0x300 + n // 20_000) for n in pairs)
+
+
 def _metadata(key: str, one: bytes, joint: bytes = b",") -> Callable[[], bytes]:
     """A LoRA of one module, and as much metadata as may be: JSON in one string, of numbered parts."""
 
@@ -157,6 +166,11 @@ _HEADERS: Mapping[str, Callable[[], bytes]] = {
     "names with one foreign letter": _long("\u00e4" + "a" * 600),
     "names in another script": _long("\u00e4"),
     "names with wide spaces": _long("a\u00a0"),
+    "marks out of order, one name": lambda: _filled(_DISORDER.encode(), before=b'{"a', after=b'":' + _EMPTY + b"}"),
+    "marks out of order, 20,000 names": _long(_DISORDER),
+    "letters that may be composed": _long("\u1f80", "\u0345"),
+    "letters with marks": _long("\u0101\u0316"),
+    "letters with marks, each another": lambda: _named(map(_marked, range(MAX_TENSORS))),
     "names of a VAE, nearly": _long("encoder.conv"),
     "names of a checkpoint, nearly": _long("unet.down_blocks."),
     "names of processors": _long(".processor.to_q_lora.down.weight"),
