@@ -64,7 +64,7 @@ def _sayable(text: str, most: int = _MOST) -> str:
 
 def _shown(value: object) -> str:
     try:
-        return _sayable(repr(value), 200)
+        return _sayable(repr(value[:200] if isinstance(value, str) else value), 200)
     except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
         return f"a {type(value).__name__}"
 

@@ -30,7 +30,7 @@ def notes_of(metadata: Mapping[str, str], embeddings: Sequence[Embedding]) -> Fi
     """Of a file's metadata, and of the embeddings in it."""
     words, source = _words(metadata, embeddings)
     model = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version", "")
-    model = re.split(r"[/\\]", model)[-1]  # where it lay on the trainer's disk is nobody's business
+    model = model.replace("\\", "/").rpartition("/")[2]  # where it lay on the trainer's disk is nobody's business
     return FileNotes(words, source, _clean(metadata.get("modelspec.license", "")), _clean(model))
 
 

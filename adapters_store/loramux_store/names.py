@@ -82,7 +82,8 @@ def spelled(trigger: str) -> str:
 
 def check_trigger(text: str, field: str) -> str:
     """The trigger in Unicode's normal form C, which tokenizers read prompts in."""
-    normal = unicodedata.normalize("NFC", text)
-    if fault := trigger_fault(normal):
+    fault = trigger_fault(text)  # of its length too: normalising takes time as the number of its marks squared
+    normal = text if fault else unicodedata.normalize("NFC", text)
+    if fault := fault or trigger_fault(normal):
         raise InvalidArgument(field, text, fault)
     return normal

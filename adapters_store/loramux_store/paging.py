@@ -16,6 +16,7 @@ from loramux_store.errors import InvalidArgument
 __all__ = ["MAX_PAGE", "check_page_size", "read_token", "write_token"]
 
 MAX_PAGE = 1000
+_MAX_TOKEN = 8192  # characters; one of ours holds a filter of 500, of which each may become 6 of JSON
 
 
 def check_page_size(size: int) -> int:
@@ -35,6 +36,8 @@ def read_token(token: str, listing: str, kind: type[str] | type[int]) -> Any:
     """The last key seen, of the kind that the listing is ordered by; None for an empty token."""
     if not token:
         return None
+    if len(token) > _MAX_TOKEN:
+        raise _foreign(token, listing)
     try:
         found: object = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     except (ValueError, RecursionError):
@@ -45,4 +48,8 @@ def read_token(token: str, listing: str, kind: type[str] | type[int]) -> Any:
         counted = isinstance(at, str) or (isinstance(at, int) and abs(at) < 1 << 63)  # what SQLite counts to
         if isinstance(at, kind) and type(at) is kind and counted and write_token(listing, at) == token:
             return at
-    raise InvalidArgument("page_token", token, f"a token from an earlier page of {listing}")
+    raise _foreign(token, listing)
+
+
+def _foreign(token: str, listing: str) -> InvalidArgument:
+    return InvalidArgument("page_token", token, f"a token from an earlier page of {listing}")

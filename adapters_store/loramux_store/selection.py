@@ -21,6 +21,7 @@ Order = Literal["name", "create_time", "update_time"]
 _ORDERS: tuple[Order, ...] = ("name", "create_time", "update_time")
 _KINDS = ("lora", "embedding")
 _MAX_FILTER = 500
+_MAX_ORDER = 100
 _FILTER_RULE = (
     "terms such as layout=sd1, kind=lora, labels.team=art, labels.team, or words to find; "
     f"at most {_MAX_FILTER} characters"
@@ -60,10 +61,10 @@ def read_selection(filter: str = "", order_by: str = "", *, deleted: bool = Fals
 
 
 def _terms(text: str) -> list[str]:
-    lexer = shlex.shlex(text, posix=True)
-    lexer.whitespace_split, lexer.commenters, lexer.quotes, lexer.escape = True, "", '"', ""
     if len(text) > _MAX_FILTER:
         raise InvalidArgument("filter", text, _FILTER_RULE)
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters, lexer.quotes, lexer.escape = True, "", '"', ""
     try:
         return [term for term in lexer if term]
     except ValueError:
@@ -71,7 +72,7 @@ def _terms(text: str) -> list[str]:
 
 
 def _order(text: str) -> tuple[Order, bool]:
-    words = text.split() or ["name"]
+    words = [] if len(text) > _MAX_ORDER else text.split() or ["name"]
     for order in _ORDERS:
         if words in ([order], [order, "asc"], [order, "desc"]):
             return order, words[-1] == "desc"
