@@ -1,5 +1,7 @@
 """Prompts as people write them: weights, chunks, skipped layers; alone and beside prompts of other lengths."""
 
+import itertools
+import operator
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loramux_server.engine import prompt_syntax
 from loramux_server.engine.blends import NOTHING, PlacedBlend
 from loramux_server.engine.conditioning import side_by_side
 from loramux_server.engine.prompt_syntax import Piece, parse
@@ -66,6 +69,23 @@ def encode(server: Any, texts: Sequence[str], mode: TextMode) -> torch.Tensor:
 def embeddings(server: Any, text: str, mode: TextMode = TextMode()) -> torch.Tensor:  # noqa: B008
     with torch.inference_mode():
         return encode(server, [text], mode)
+
+
+@pytest.mark.parametrize("prompt", ["(a" * 5000, "(a" * 3333 + ")" * 3333, "[a" * 3333 + "]" * 3333])
+def test_deep_brackets_cost_no_more_than_their_text(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece for each letter, however many brackets it stands in."""
+    made: list[Piece] = []
+
+    def piece(text: str, weight: float) -> Piece:
+        made.append(Piece(text, weight))
+        return made[-1]
+
+    monkeypatch.setattr(prompt_syntax, "Piece", piece)
+    (pieces,) = parse(prompt)
+    factor = 1.1 if prompt[0] == "(" else 1 / 1.1
+    weights = list(itertools.accumulate(itertools.repeat(factor, len(pieces)), operator.mul))
+    assert [each.weight for each in pieces] == weights
+    assert len(made) == len(pieces) == prompt.count("a")
 
 
 def test_a_plain_prompt_is_the_tokenizers(server: Any) -> None:

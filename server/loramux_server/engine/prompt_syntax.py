@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 FACTOR = 1.1
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"  # each digit is in one place: no pattern that tries two
 _MARKS = re.compile(rf"\\[\\()\[\]]|:\s*{_NUMBER}\s*\)|\bBREAK\b|[()\[\]]")
 
 
@@ -24,66 +24,68 @@ class Piece:
 
 
 @dataclass(slots=True)
-class _Open:
-    """A bracket that is not closed yet: its kind and the piece it begins at."""
+class _Bracket:
+    """One that opens: its kind, and what it multiplies by, which its end may say."""
 
     kind: str
-    first: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """What stands between texts beside brackets that open."""
+
+    name: str
+
+
+_BREAK, _END = _Sign("BREAK"), _Sign("end of a bracket")
 
 
 def parse(prompt: str) -> tuple[tuple[Piece, ...], ...]:
     """The pieces of each section between BREAKs, in order; pieces of one weight in a row are one."""
     sections: list[list[Piece]] = [[]]
-    open_brackets: list[_Open] = []
-    place = 0
-    pieces: list[Piece] = []
-    for mark in _MARKS.finditer(prompt):
-        _add(pieces, prompt[place : mark.start()])
-        place = mark.end()
-        text = mark[0]
-        if text == "BREAK":
-            pieces.append(_BREAK)
-        elif text in "([":
-            open_brackets.append(_Open(text, len(pieces)))
-        elif text[0] == "\\":
-            _add(pieces, text[1])
-        else:
-            _close(pieces, open_brackets, text)
-    _add(pieces, prompt[place:])
-    for bracket in open_brackets:
-        _scale(pieces, bracket.first, FACTOR if bracket.kind == "(" else 1 / FACTOR)
-    for piece in pieces:
-        if piece is _BREAK:
+    weights = [1.0]
+    for part in _parts(prompt):
+        if isinstance(part, _Bracket):
+            weights.append(weights[-1] * part.factor)
+        elif part is _END:
+            weights.pop()
+        elif isinstance(part, _Sign):
             sections.append([])
-        elif sections[-1] and sections[-1][-1].weight == piece.weight:
-            sections[-1][-1] = Piece(sections[-1][-1].text + piece.text, piece.weight)
+        elif sections[-1] and sections[-1][-1].weight == weights[-1]:
+            sections[-1][-1] = Piece(sections[-1][-1].text + part, weights[-1])
         else:
-            sections[-1].append(piece)
+            sections[-1].append(Piece(part, weights[-1]))
     return tuple(tuple(section) for section in sections)
 
 
-_BREAK = Piece("BREAK", 1.0)
+def _parts(prompt: str) -> list[str | _Bracket | _Sign]:
+    """Texts, never empty, and what stands between them. Every bracket knows its factor; those without an end have none
+    here either."""
+    parts: list[str | _Bracket | _Sign] = []
+    still_open: list[_Bracket] = []
+    place = 0
+    for mark in _MARKS.finditer(prompt):
+        parts.append(prompt[place : mark.start()])
+        place = mark.end()
+        text = mark[0]
+        if text == "BREAK":
+            parts.append(_BREAK)
+        elif text in "([":
+            still_open.append(_Bracket(text, FACTOR if text == "(" else 1 / FACTOR))
+            parts.append(still_open[-1])
+        elif text[0] == "\\":
+            parts.append(text[1])
+        else:
+            parts.append(_end(still_open, text))
+    return [part for part in (*parts, prompt[place:]) if part]
 
 
-def _add(pieces: list[Piece], text: str) -> None:
-    if text:
-        pieces.append(Piece(text, 1.0))
-
-
-def _close(pieces: list[Piece], open_brackets: list[_Open], text: str) -> None:
+def _end(still_open: list[_Bracket], text: str) -> _Sign | str:
     """A closing bracket, perhaps with a number; one that closes nothing is a character."""
-    kind = "(" if text.endswith(")") else "["
-    if not open_brackets or open_brackets[-1].kind != kind:
-        _add(pieces, text)
-        return
-    bracket = open_brackets.pop()
+    if not still_open or still_open[-1].kind != ("(" if text.endswith(")") else "["):
+        return text
+    bracket = still_open.pop()
     if text[0] == ":":
-        _scale(pieces, bracket.first, float(text[1:-1]))
-    else:
-        _scale(pieces, bracket.first, FACTOR if kind == "(" else 1 / FACTOR)
-
-
-def _scale(pieces: list[Piece], first: int, factor: float) -> None:
-    for index in range(first, len(pieces)):
-        if pieces[index] is not _BREAK:
-            pieces[index] = Piece(pieces[index].text, pieces[index].weight * factor)
+        bracket.factor = float(text[1:-1])
+    return _END
