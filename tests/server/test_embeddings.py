@@ -467,6 +467,13 @@ def test_a_blend_of_its_own_reads_the_negative_prompt(server: Any) -> None:
         ("bad-hands-5 bad-hands", ["bad-hands", "bad-hands-5"], [1, " ", 0]),
         ("cafe\u0301", ["caf\u00e9"], [0]),
         ("(a|b)", ["(a|b)"], [0]),
+        (
+            "STRA\u1e9eE \u03a3\u03af\u03c2 \u212a strasse",
+            ["stra\u00dfe", "\u03c3\u03af\u03c3", "k"],
+            [0, " ", 1, " ", 2, " strasse"],
+        ),
+        ("a\u00a0\tb a", ["a b", "a bc"], [0, " a"]),
+        (" a" * 3, ["a a", "a"], [" ", 0, " ", 1]),
         ("", ["a"], []),
         ("a", [], ["a"]),
     ],

@@ -8,9 +8,8 @@ own where no letter, digit or underscore touches a letter, digit or underscore a
 around it. Of triggers that begin at one place the longest is found.
 """
 
-import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,25 +28,62 @@ def split(text: str, triggers: Sequence[str]) -> list[str | int]:
     if not triggers:
         return [text] if text else []
     text = unicodedata.normalize("NFC", text)
+    letters, places = _letters(text)
+    table = _table(tuple(triggers))
     pieces: list[str | int] = []
-    place = 0
-    pattern, numbers = _pattern(tuple(triggers))
-    for found in pattern.finditer(text):
-        pieces += [text[place : found.start()], numbers[(found.lastindex or 0) - 1]]
-        place = found.end()
+    at = place = 0
+    while at < len(letters):
+        if found := _beginning(letters, at, table):
+            pieces += [text[place : places[at]], table.numbers[found]]
+            at += len(found)
+            place = places[at]
+        else:
+            at += 1
     pieces.append(text[place:])
     return [piece for piece in pieces if piece != ""]
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Indices of triggers by their letters, and how many letters they have, the most first.
+
+    No pattern: a blend may bring two thousand triggers, each of which it would try at each letter."""
+
+    numbers: Mapping[str, int]
+    lengths: Sequence[int]
+
+
 @lru_cache(maxsize=64)
-def _pattern(triggers: tuple[str, ...]) -> tuple[re.Pattern[str], list[int]]:
-    """One group a trigger, the longest first, and the index of each."""
-    numbers = sorted(range(len(triggers)), key=lambda number: -len(triggers[number]))
-    return re.compile("|".join(f"({_word(triggers[number])})" for number in numbers), re.IGNORECASE), numbers
+def _table(triggers: tuple[str, ...]) -> _Table:
+    numbers: dict[str, int] = {}
+    for number, trigger in enumerate(triggers):
+        numbers.setdefault(_letters(trigger)[0], number)
+    return _Table(numbers, sorted({len(letters) for letters in numbers}, reverse=True))
 
 
-def _word(trigger: str) -> str:
-    inside = r"\s+".join(map(re.escape, trigger.split()))
-    before = r"(?<!\w)" if re.match(r"\w", trigger) else ""
-    after = r"(?!\w)" if re.search(r"\w\Z", trigger) else ""
-    return f"{before}{inside}{after}"
+def _letters(text: str) -> tuple[str, list[int]]:
+    """The text with one space for any white space and one letter for upper and lower case, and where each of its
+    letters and its end are in the text."""
+    places = [at for at, char in enumerate(text) if not (char.isspace() and text[at - 1 : at].isspace())]
+    return "".join(" " if text[at].isspace() else _alike(text[at]) for at in places), [*places, len(text)]
+
+
+def _alike(char: str) -> str:
+    """One character for one: what would become two stays as it is."""
+    folded, lower = char.casefold(), char.lower()
+    return folded if len(folded) == 1 else lower if len(lower) == 1 else char
+
+
+def _beginning(letters: str, at: int, table: _Table) -> str:
+    """The longest trigger that begins at a letter, if any does."""
+    if at and _in_word(letters[at]) and _in_word(letters[at - 1]):
+        return ""
+    for length in table.lengths:
+        found, after = letters[at : at + length], letters[at + length : at + length + 1]
+        if found in table.numbers and len(found) == length and not (_in_word(found[-1]) and _in_word(after)):
+            return found
+    return ""
+
+
+def _in_word(char: str) -> bool:
+    return char.isalnum() or char == "_"
