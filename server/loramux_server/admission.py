@@ -39,6 +39,7 @@ MAX_IMAGES = 16
 MAX_ENTRIES = 32
 MAX_WEIGHT = 16.0
 MAX_POINTS = 32
+MAX_BLOCKS = 64  # no UNet that is served has as many
 MAX_PROMPT = 10_000
 MAX_SEED = 2**63 - 1
 STRENGTH = 0.8  # where a picture starts from an image, as diffusers has it

@@ -3,7 +3,7 @@
 Together with the services and `adapter_messages` this is the only place in the server that knows protobuf.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
@@ -96,8 +96,10 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
     """The request, with None for fields that were left open.
 
     Raises:
-        InvalidRequest: for an enum number this server does not know.
+        InvalidRequest: for an enum number this server does not know, and where there is more of something than any
+            request has: a message may hold millions, each of which becomes a value.
     """
+    _few("timesteps", message.timesteps, admission.MAX_STEPS)
     sampler = None
     if message.sampler != generation_pb2.SAMPLER_UNSPECIFIED:
         sampler = _known("sampler", message.sampler, SAMPLERS)
@@ -109,8 +111,8 @@ def generation_request(message: generation_pb2.GenerateRequest) -> GenerationReq
             _known("long_prompt", message.long_prompt, _LONG_PROMPTS),
             message.clip_skip,
         ),
-        blend=_blend(message.blend),
-        negative_blend=_blend(message.negative_blend) if message.HasField("negative_blend") else None,
+        blend=_blend("blend", message.blend),
+        negative_blend=_blend("negative_blend", message.negative_blend) if message.HasField("negative_blend") else None,
         sampler=sampler,
         sigma_schedule=_known("sigma_schedule", message.sigma_schedule, _SIGMA_SCHEDULES),
         steps=message.steps if message.HasField("steps") else None,
@@ -145,7 +147,12 @@ def _asked_sizes(message: generation_pb2.GenerateRequest, field: str) -> AskedSi
     return AskedSizes(**{name: getattr(sizes, name) for name in names if sizes.HasField(name)})  # pyright: ignore[reportArgumentType]
 
 
-def _blend(message: generation_pb2.Blend) -> tuple[BlendEntry, ...]:
+def _blend(field: str, message: generation_pb2.Blend) -> tuple[BlendEntry, ...]:
+    _few(f"{field}.entries", message.entries, admission.MAX_ENTRIES)
+    for index, entry in enumerate(message.entries):
+        where = f"{field}.entries[{index}]"
+        _few(f"{where}.schedule", entry.schedule, admission.MAX_POINTS)
+        _few(f"{where}.part_weights.blocks", entry.part_weights.blocks, admission.MAX_BLOCKS)
     return tuple(
         BlendEntry(
             entry.adapter,
@@ -155,6 +162,11 @@ def _blend(message: generation_pb2.Blend) -> tuple[BlendEntry, ...]:
         )
         for entry in message.entries
     )
+
+
+def _few(field: str, values: Sized, most: int) -> None:
+    if len(values) > most:
+        raise InvalidRequest((Violation(field, f"is {len(values)}, expected 0 to {most}"),))
 
 
 def _parts(message: generation_pb2.PartWeights) -> PartWeights:

@@ -18,6 +18,8 @@ from living import Living
 from random_messages import random_bytes, random_message
 
 from loramux.v1 import adapter_service_pb2, generation_pb2, generation_service_pb2
+from loramux_server import messages
+from loramux_server.errors import InvalidRequest
 
 METHODS = [
     method
@@ -36,6 +38,30 @@ async def living(tmp_path: Path) -> AsyncIterator[Living]:
     await made.start()
     yield made
     await made.shut()
+
+
+@pytest.mark.parametrize(
+    "field,message",
+    [
+        ("timesteps", generation_pb2.GenerateRequest(timesteps=[5] * 201)),
+        ("blend.entries", generation_pb2.GenerateRequest(blend={"entries": [{}] * 33})),
+        ("negative_blend.entries", generation_pb2.GenerateRequest(negative_blend={"entries": [{}] * 33})),
+        ("blend.entries[0].schedule", generation_pb2.GenerateRequest(blend={"entries": [{"schedule": [{}] * 33}]})),
+        (
+            "blend.entries[0].part_weights.blocks",
+            generation_pb2.GenerateRequest(
+                blend={"entries": [{"part_weights": {"blocks": {str(number): 1 for number in range(65)}}}]}
+            ),
+        ),
+    ],
+)
+def test_more_than_any_request_has_is_refused_before_values_are_made_of_it(
+    field: str, message: generation_pb2.GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "BlendEntry", lambda *_: pytest.fail("a value is made"))  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(InvalidRequest) as caught:
+        messages.generation_request(message)
+    assert [violation.field for violation in caught.value.violations] == [field]
 
 
 @pytest.mark.timeout(300)
