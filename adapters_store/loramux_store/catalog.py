@@ -29,6 +29,7 @@ from loramux_store.catalog_records import adapter_of, etag_of, event_of, referen
 from loramux_store.catalog_rows import (
     NewVersion,
     change_adapter,
+    correct_reports,
     insert_adapter,
     insert_event,
     insert_layout,
@@ -127,11 +128,18 @@ class Catalog:
                 changed = upload_again(connection, row, spec, number, now)
             if not same:
                 insert_version(connection, adapter_id, number, new, now)
+            if new.embedding is None:
+                correct_reports(connection, new.digest, new.layout.digest, new.report)
             if changed is not None:
                 write_search(connection, adapter_id)
                 insert_event(connection, now, who, "upload", spec.name, number, changed)
             found = connection.execute(version_query(spec.name, number)).one()
         return version_of(found), not same
+
+    def correct(self, version: VersionRecord, report: str) -> None:
+        """Another report of all versions that share a compiled file."""
+        with self._writing() as connection:
+            correct_reports(connection, version.digest, version.layout_digest, report)
 
     def version(self, ref: Ref) -> VersionRecord:
         """A version of an adapter that is not deleted; the latest with neither number nor alias."""

@@ -25,6 +25,7 @@ from loramux_store.schema import adapters, aliases, audit, blobs, details, layou
 __all__ = [
     "NewVersion",
     "change_adapter",
+    "correct_reports",
     "insert_adapter",
     "insert_event",
     "insert_layout",
@@ -203,6 +204,18 @@ def insert_version(connection: sa.Connection, adapter_id: int, number: int, new:
     )
     connection.execute(
         details.insert().values(adapter_id=adapter_id, number=number, options=new.options, report=new.report)
+    )
+
+
+def correct_reports(connection: sa.Connection, digest: str, layout_digest: str, report: str) -> None:
+    """One report for all LoRAs of the same bytes, options and layout: they share a compiled file."""
+    mine = sa.select(versions.c.adapter_id, versions.c.number).where(
+        versions.c.digest == digest, versions.c.layout_digest == layout_digest
+    )
+    connection.execute(
+        details.update()
+        .where(sa.tuple_(details.c.adapter_id, details.c.number).in_(mine), details.c.report != report)
+        .values(report=report)
     )
 
 

@@ -42,7 +42,8 @@ __all__ = [
     "vector_name",
 ]
 
-FORMAT = "5"
+FORMAT = "6"
+"""Another for other contents, or for the same that are read otherwise from a file: then all are made again."""
 # Bounds the scan of our own file only: a 4 GiB upload in fp8 becomes 16 GiB of fp32.
 MAX_FILE = 1 << 40
 NO_FILE_OF_OURS = (OSError, Refused, ValueError, AttributeError, TypeError, KeyError)

@@ -6,6 +6,7 @@ Takes plans and versions; gives files, by their path or in memory. Knows no cata
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from loramux_store.errors import DataLoss, DiskFailed, NoSpace
 from loramux_store.formats.plan import Plan
 from loramux_store.header import read_container
 from loramux_store.layout import Layout
-from loramux_store.record import VersionRecord
+from loramux_store.record import AcceptReport, VersionRecord
 from loramux_store.seal import Seal
 
 if TYPE_CHECKING:
@@ -27,12 +28,20 @@ __all__ = ["Compiling"]
 
 
 class Compiling:
-    """Of one store. layout: gives the one of a digest; file_bytes: the most that an upload may have."""
+    """Of one store. layout: gives the one of a digest; file_bytes: the most that an upload may have; tell: is told of a
+    version whose file is made again how it is read now, which an earlier release may have done otherwise."""
 
-    def __init__(self, shelf: Shelf, layout: Callable[[str], Layout], file_bytes: int) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        layout: Callable[[str], Layout],
+        file_bytes: int,
+        tell: Callable[[VersionRecord, AcceptReport], None],
+    ) -> None:
         self._shelf = shelf
         self._layout = layout
         self._file_bytes = file_bytes
+        self._tell = tell
 
     def write(self, plan: Plan, part: Path) -> tuple[str, ...]:
         """Writes what a plan makes to a part file, durably; the warnings that only values can give. Raises Refused."""
@@ -87,7 +96,8 @@ class Compiling:
     def _make_again(self, version: VersionRecord) -> None:
         plan, part = self._plan(version), self._shelf.new_part()
         try:
-            self.write(plan, part)
+            warnings = self.write(plan, part)
             self._shelf.disk.publish(part, self._path(version))
         finally:
             self._shelf.drop(part)
+        self._tell(version, replace(plan.report, warnings=(*plan.report.warnings, *warnings)))

@@ -50,6 +50,7 @@ from loramux_store.record import (
     VersionRecord,
     VersionSummary,
 )
+from loramux_store.report_json import report_to_json
 from loramux_store.room import Limits, check_room
 from loramux_store.sniff import MAX_FILE
 from loramux_store.upload import Upload, check_spec
@@ -76,7 +77,7 @@ class Store:
         self._catalog = catalog
         self._uploads = uploads
         self._limits = limits
-        self._compiling = Compiling(shelf, self.layout, limits.file_bytes)
+        self._compiling = Compiling(shelf, self.layout, limits.file_bytes, self._read_anew)
         self._closed = False
 
     @classmethod
@@ -348,6 +349,12 @@ class Store:
     def read_compiled(self, version: VersionRecord) -> CompiledFile:
         """That file in memory, checked while it is read, which is once."""
         return self._compiling.read(version)
+
+    def _read_anew(self, version: VersionRecord, report: AcceptReport) -> None:
+        """The report follows the compiled file; how its layout was found stays as it was told."""
+        said = replace(version.report, matched=report.matched, warnings=report.warnings)
+        if version.embedding is None and said != version.report:
+            self._open_catalog().correct(version, report_to_json(said))
 
     def _open_catalog(self) -> Catalog:
         if self._closed:

@@ -156,7 +156,7 @@ def compiled_parts(path: Path) -> tuple[dict[str, dict], dict[str, dict[str, Ten
     """What a compiled file says of its modules, and their parts in float64."""
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "5"
+    assert metadata["format"] == "6"
     data = path.read_bytes()
     whole = safetensors.torch.load_file(path)
     assert bytes(whole.pop("xxh3_128").tolist()) == data[-16:] == xxhash.xxh3_128(data[:-16]).digest()

@@ -175,9 +175,20 @@ def _alpha(tensor: torch.Tensor, scale: float, **expected: object) -> Case:
     return lora(KEY, rank=4, change=lambda t: t | {ALPHA: tensor}, scale=scale, scales={KEY: scale}, **expected)  # type: ignore[arg-type]
 
 
-def _configured(config: object, scale: float, rank: int = 16, **expected: object) -> Case:
+RS = {"r": 16, "lora_alpha": 16, "use_rslora": True}
+
+
+def _configured(
+    config: object, scale: float, rank: int = 16, write: object = af.peft_tensors, **expected: object
+) -> Case:
     said = {"config": config if isinstance(config, str) else json.dumps(config)}
-    return lora(KEY, rank=rank, alpha=None, write=af.peft_tensors, scale=scale, said=said, **expected)  # type: ignore[arg-type]
+    return lora(KEY, rank=rank, alpha=None, write=write, scale=scale, said=said, **expected)  # type: ignore[arg-type]
+
+
+def _kept(config: object, write: object, said: dict[str, str] | None = None) -> Case:
+    """Of rank 16, with a config of its own."""
+    kept = {"lora_adapter_metadata": json.dumps(config)}
+    return lora(KEY, rank=16, alpha=None, write=write, metadata=kept, scale=4.0, said=said)  # type: ignore[arg-type]
 
 
 def _stored(body: str) -> Case:
@@ -274,6 +285,17 @@ SCALES: Rows = {
     ),
     "use_dora without magnitudes": lambda: _configured(
         {"r": 16, "lora_alpha": 16, "use_dora": True}, 1.0, warnings=("dora_without_magnitudes",)
+    ),
+    "a config beside diffusers' names": lambda: _configured(RS, 4.0, write=af.diffusers_tensors),
+    "a config beside kohya's names without alpha": lambda: _configured(RS, 4.0, write=af.kohya_tensors),
+    "a config beside kohya's names with alpha": lambda: lora(
+        KEY, rank=4, scales={KEY: 0.25}, said={"config": json.dumps(RS)}, warnings=("peft_config_unused",)
+    ),
+    "a config of diffusers' names in the metadata": lambda: _kept(
+        {f"unet.{field}": value for field, value in RS.items()}, af.diffusers_tensors
+    ),
+    "a config of one model in the metadata": lambda: _kept(
+        RS, lambda made: af.peft_tensors(made, component=False), {"layout": "toy_sd1"}
     ),
     "PEFT's alpha 0": lambda: _configured({"r": 16, "lora_alpha": 0}, 0.0, warnings=("alpha_zero",)),
     "the whole LoKr of PEFT with alpha 0": lambda: _lokr_of_peft(0.0, warnings=("alpha_zero",)),

@@ -4,12 +4,14 @@ Their faults named in formats.md are kept out: no conv_in (blind `_` to `.`), on
 no alpha is stored.
 """
 
+import re
 from pathlib import Path
 
 import adapter_files as af
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
-from tiny_pipeline import layout_of, peer_deltas, tiny_pipeline
+from tiny_pipeline import layout_of, path_of, peer_deltas, tiny_pipeline
 from transformers import CLIPTextModel
 
 from loramux_store import InterpretOptions, Layout, Store, UploadSpec
@@ -77,6 +79,112 @@ def _metadata(made: dict[str, af.Factors]) -> str:
         # this transformers builds no text_model, and PEFT matches the names it builds
         return json.dumps(body).replace("text_model.", "")
     return json.dumps(body)
+
+
+SAVED: dict[str, dict[str, object]] = {
+    "alpha": {},
+    "rsLoRA": {"use_rslora": True},
+    "patterns": {
+        "rank_pattern": {"attn2.to_k": 2, r".*up_blocks.*to_q": 3, "layers.1.self_attn.q_proj": 2},
+        "alpha_pattern": {r"mid_block.*": 5, "to_k": 1, "fc2": 3, "^encoder.layers.0.self_attn.q_proj": 7},
+    },
+    "magnitudes": {"use_dora": True},
+}
+ATTENTION = (".to_q", ".to_k", ".to_out.0", ".q_proj")
+
+
+@pytest.mark.parametrize("said", SAVED)
+@pytest.mark.parametrize("targets", [ATTENTION, (*ATTENTION, "ff.net.2", ".conv1", ".fc2")], ids=["attention", "more"])
+def test_the_same_weights_as_diffusers_of_what_it_saves(
+    store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline, said: str, targets: tuple[str, ...]
+) -> None:
+    """Its own names, which are attention's alone, beside PEFT's, with the configuration in the metadata."""
+    layout = layout_of(pipeline)
+    store.register_layout(layout)
+    file = _saved(tmp_path, pipeline, targets, SAVED[said])
+    published = store.publish(file, UploadSpec("a", layout="tiny"))
+    assert published.version is not None
+    assert published.report.family == ("diffusers" if targets == ATTENTION else "diffusers+peft")
+    assert published.report.warnings == ()
+    _, ours = af.compiled_parts(store.compiled(published.version))
+    deltas = af.compiled_delta(store.compiled(published.version), layout)
+
+    loading = tiny_pipeline()
+    loading.load_lora_weights(str(tmp_path), weight_name=file.name)
+    theirs = merged(loading)
+    assert set(theirs) == set(ours) == {path for path in layout.modules if path.endswith(targets)}
+    for path, (before, after) in theirs.items():
+        weight = before + deltas[path]
+        if (magnitudes := ours[path].get("m")) is not None:
+            norms = weight.flatten(1).norm(dim=1)
+            weight = weight * (magnitudes / norms).reshape(-1, *(1,) * (weight.dim() - 1))
+        error = (weight - after).norm() / (after - before).norm()
+        assert error < PEER, f"{path}: {error:.1e}"
+
+
+def test_the_same_deltas_as_diffusers_of_a_model_saved_by_itself(
+    store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline
+) -> None:
+    """PEFT's names without component, and a configuration without it too."""
+    from peft import LoraConfig
+
+    layout = layout_of(pipeline)
+    store.register_layout(layout)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "conv1"], init_lora_weights=False, use_rslora=True)
+    pipeline.unet.add_adapter(config)
+    pipeline.unet.save_lora_adapter(tmp_path)
+    published = store.publish(tmp_path / "pytorch_lora_weights.safetensors", UploadSpec("a", layout="tiny"))
+    assert published.version is not None and published.report.warnings == ()
+    ours = af.compiled_delta(store.compiled(published.version), layout)
+
+    loading = tiny_pipeline()
+    loading.unet.load_lora_adapter(str(tmp_path), prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    theirs = peer_deltas(loading)
+    assert set(theirs) == set(ours)
+    for path, delta in theirs.items():
+        assert (ours[path] - delta.double()).norm() / delta.norm() < PEER, path
+
+
+def _saved(folder: Path, pipeline: StableDiffusionPipeline, targets: tuple[str, ...], said: dict[str, object]) -> Path:
+    """What diffusers' training scripts do at the end; alpha is not the rank."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+
+    layers: dict[str, object] = {}
+    for component in ("unet", "text_encoder"):
+        model = getattr(pipeline, component)
+        names = [name for name, _ in model.named_modules() if name.endswith(targets)]
+        mine = {field: _matching(value, names) for field, value in said.items()}
+        config = LoraConfig(r=4, lora_alpha=16, target_modules=names, init_lora_weights=False, **mine)  # type: ignore[arg-type]
+        inject_adapter_in_model(config, model)
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude_vector" in name:
+                parameter.data *= 1 + torch.rand(parameter.shape)
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
+        if component == "text_encoder":  # transformers passes over magnitudes without it
+            state = {f"{name}.weight" if name.endswith("_vector") else name: each for name, each in state.items()}
+        layers |= {f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": config.to_dict()}
+    StableDiffusionPipeline.save_lora_weights(folder, **layers)  # type: ignore[arg-type]
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def _matching(value: object, names: list[str]) -> object:
+    """A field of a configuration, without the patterns of another model: PEFT warns of them."""
+    if not isinstance(value, dict):
+        return value
+    return {key: each for key, each in value.items() if any(re.match(rf"(.*\.)?({key})$", name) for name in names)}
+
+
+def merged(pipeline: StableDiffusionPipeline) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The weight of each adapted module before and after the adapter was merged into it."""
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for component in ("unet", "text_encoder"):
+        for name, module in getattr(pipeline, component).named_modules():
+            if hasattr(module, "get_delta_weight"):
+                before = module.base_layer.weight.detach().double()
+                module.merge()
+                found[path_of(component, name)] = before, module.base_layer.weight.detach().double()
+    return found
 
 
 def test_the_same_deltas_as_peft(store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:

@@ -1,5 +1,6 @@
 """Names, versions, digests, pages: what the catalog promises."""
 
+import sqlite3
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loramux_store import InterpretOptions, Store, UploadSpec
+from loramux_store.compiled_file import FORMAT
 from loramux_store.errors import DataLoss, InvalidArgument, NotFound, SchemaTooNew
+from loramux_store.report_json import report_to_json
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -42,6 +45,33 @@ def test_other_options_are_another_version_with_another_scale(store: Store, tmp_
     assert halved.version.blob_digest == plain.version.blob_digest
     one, other = (af.compiled_delta(store.compiled(p.version), af.TOY_SD1)[PATH] for p in (plain, halved))
     assert one.norm() > 0 and (one / 2 - other).norm() <= 1e-6 * one.norm()
+
+
+@pytest.mark.parametrize("how", ["loaded", "pushed again", "pushed by another name"])
+def test_a_file_that_an_earlier_release_read_otherwise_is_reported_as_it_is_read_now(
+    store: Store, tmp_path: Path, how: str
+) -> None:
+    """Two adapters of the same bytes, whose compiled file is of another form, of which one version has other bytes."""
+    source = file(tmp_path, 1)
+    for name in "xy":
+        store.publish(source, UploadSpec(name=name))
+    store.publish(file(tmp_path, 2), UploadSpec(name="x"))
+    now = {ref: store.resolve(ref) for ref in ("x@1", "x@2", "y@1")}
+    path = store.compiled(now["x@1"])
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes().replace(f'"format":"{FORMAT}"'.encode(), b'"format":"0"'))
+    module = replace(now["x@1"].report.matched[0], scale=0.25)
+    before = replace(now["x@1"].report, matched=(module,), warnings=("alpha_assumed: at that time",))
+    with sqlite3.connect(tmp_path / "store" / "catalog.sqlite3") as catalog:
+        catalog.execute("UPDATE version_details SET report = ? WHERE number = 1", (report_to_json(before),))
+    catalog.close()
+    assert store.resolve("x@1").report == store.resolve("y@1").report == before
+    if how == "loaded":
+        assert store.compiled(store.resolve("y@1")) == path
+    else:
+        published = store.publish(source, UploadSpec(name="y" if how == "pushed again" else "z"))
+        assert published.version is not None and published.version.report == published.report == now["x@1"].report
+    assert {ref: store.resolve(ref) for ref in now} == now
 
 
 def test_references(store: Store, tmp_path: Path) -> None:

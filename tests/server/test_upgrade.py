@@ -118,5 +118,5 @@ def brought_back(store: Path) -> None:
     compiled = list((store / "compiled").rglob("*.safetensors"))
     for path in compiled:
         path.chmod(0o644)
-        path.write_bytes(path.read_bytes().replace(b'"format":"5"', b'"format":"4"'))
+        path.write_bytes(path.read_bytes().replace(b'"format":"6"', b'"format":"5"'))
     assert len(compiled) >= 5

@@ -82,11 +82,11 @@ def parse_config(text: str) -> PeftConfig:
 
 
 def parse_metadata(text: str) -> dict[str, PeftConfig]:
-    """The `lora_adapter_metadata` of a file: one config a component, keys `unet.r` and so on. Other components than a
-    layout has do not count."""
+    """The `lora_adapter_metadata` of a file: one config a component, keys `unet.r` and so on, or one without component,
+    which diffusers writes for a model by itself. Other components than a layout has do not count."""
     parts: dict[str, dict[str, Any]] = {}
     for key, value in _load(text).items():
-        component, _, name = key.partition(".")
+        component, _, name = key.rpartition(".")
         if component in _PARTS:
             parts.setdefault(component, {})[name] = value
     return {component: _config(body) for component, body in parts.items()}

@@ -90,7 +90,7 @@ class Scaling:
         if entry := raw.tensors.get("alpha"):
             alpha = read_scalar(handle, entry, path)
             return alpha, alpha / rank
-        config = self._config(path) if raw.family in ("peft", "lycoris") else None
+        config = self._config(path)
         inside = spellings(path.partition(".")[2])
         alpha = config.alpha(*inside) if config else None
         if config and alpha is not None:
