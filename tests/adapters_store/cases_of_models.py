@@ -2,7 +2,7 @@
 
 import adapter_files as af
 import torch
-from cases import BLOCK, KEY, ONES, Accepted, Case, Elsewhere, Refusal, Rows, draw, lora
+from cases import BLOCK, KEY, ONES, TEXT, Accepted, Case, Elsewhere, Refusal, Rows, draw, lora, renamed
 
 from loramux_store import Layout, known_layout
 
@@ -100,6 +100,28 @@ MODELS: Rows = {
         "text_encoder.text_model.encoder.layers.1.mlp.fc1",
         layout=af.TOY_SDXL,
         write=lambda made: af.kohya_tensors(made, two_encoders=True),
+        evidence="the first of two",
+    ),
+    "te1 alone is SD1's where the metadata says so": lambda: _real(
+        "sd1",
+        f"{TEXT}.mlp.fc1",
+        change=renamed("lora_te_", "lora_te1_"),
+        metadata={"ss_base_model_version": "sd_v1"},
+        evidence="ss_base_model_version",
+    ),
+    "te1 of SD1 beside its UNet": lambda: lora(KEY, f"{TEXT}.mlp.fc1", change=renamed("lora_te_", "lora_te1_")),
+    "te1 of SD2": lambda: _real("sd2", f"{TEXT}.mlp.fc1", change=renamed("lora_te_", "lora_te1_")),
+    "te1 and te of one module": lambda: Case(
+        {
+            f"lora_te{number}_text_model_encoder_layers_1_mlp_fc1.lora_{end}.weight": ONES(shape)
+            for number in ("", "1")
+            for end, shape in (("down", (1, 1024)), ("up", (4096, 1)))
+        },
+        Refusal("duplicate_module", "lora_te_text_model_encoder_layers_1_mlp_fc1"),
+    ),
+    "te2 of SD1": lambda: Case(
+        renamed("lora_te_", "lora_te2_")(af.kohya_tensors(af.factors(af.TOY_SD1, [KEY, f"{TEXT}.mlp.fc1"]))),
+        Refusal("unknown_keys", "lora_te2_text_model_encoder_layers_1_mlp_fc1"),
     ),
     "a 24th layer, which SD2's text encoder lacks": lambda: Case(
         {

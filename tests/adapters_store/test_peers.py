@@ -11,6 +11,7 @@ import adapter_files as af
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
 from tiny_pipeline import layout_of, path_of, peer_deltas, tiny_pipeline
 from transformers import CLIPTextModel
 
@@ -30,7 +31,7 @@ def _chosen(layout: Layout) -> list[str]:
     return [path for path in layout.modules if path.endswith(wanted)]
 
 
-@pytest.mark.parametrize("form", ["kohya", "diffusers", "peft", "peft with metadata"])
+@pytest.mark.parametrize("form", ["kohya", "kohya of diffusers", "diffusers", "peft", "peft with metadata"])
 def test_the_same_deltas_as_diffusers(
     store: Store, tmp_path: Path, pipeline: StableDiffusionPipeline, form: str
 ) -> None:
@@ -38,7 +39,7 @@ def test_the_same_deltas_as_diffusers(
     store.register_layout(layout)
     kohya = form == "kohya"
     paths = _chosen(layout)
-    if kohya:  # diffusers 0.42.1 makes `self_attn.to_q_lora` of these, and drops it without a word
+    if form.startswith("kohya"):  # diffusers 0.42.1 makes `self_attn.to_q_lora` of these, and drops it without a word
         paths = [path for path in paths if "self_attn" not in path]
     if form == "diffusers":  # its loader of this generation takes no convolution
         paths = [path for path in paths if layout.modules[path].kind == "linear"]
@@ -48,6 +49,9 @@ def test_the_same_deltas_as_diffusers(
         metadata["lora_adapter_metadata"] = _metadata(made)
     write = {"kohya": af.kohya_tensors, "diffusers": af.diffusers_tensors}.get(form, af.peft_tensors)
     tensors = write(made)
+    if form == "kohya of diffusers":  # its name of a text encoder is that of the first of two
+        tensors = convert_state_dict_to_kohya(af.peft_tensors(made))
+        assert any(name.startswith("lora_te1_") for name in tensors)
     file = af.write(tmp_path / "a.safetensors", tensors, metadata)
     published = store.publish(file, UploadSpec("a", layout="tiny"))
     assert published.version is not None
@@ -147,7 +151,6 @@ def test_the_same_deltas_as_diffusers_of_a_model_saved_by_itself(
 
 def _saved(folder: Path, pipeline: StableDiffusionPipeline, targets: tuple[str, ...], said: dict[str, object]) -> Path:
     """What diffusers' training scripts do at the end; alpha is not the rank."""
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 
     layers: dict[str, object] = {}

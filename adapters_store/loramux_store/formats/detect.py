@@ -31,6 +31,7 @@ class _Reading:
     misfits: list[tuple[str, Misfit]] = field(default_factory=list[tuple[str, Misfit]])
     twice: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     exact: bool = True
+    own_names: bool = True
 
     @property
     def fits(self) -> bool:
@@ -111,6 +112,7 @@ def _read(modules: Sequence[RawModule], layout: Layout, bare: str | None) -> _Re
             reading.misfits.append((path, fault))
         else:
             reading.matched[path] = raw
+            reading.own_names = reading.own_names and not table.borrows(raw.stem)
             reading.exact = reading.exact and fits_exactly(raw, layout.targets[path])
     reading.matched = dict(sorted(reading.matched.items()))
     return reading
@@ -139,6 +141,9 @@ def _one(fitting: list[_Reading], metadata: Mapping[str, str]) -> tuple[_Reading
     hinted = [reading for reading in fitting if reading.layout.name == hint]
     if len(hinted) == 1:
         return hinted[0], [f"{names} are equally possible; {source} says {hint}"]
+    own = [reading for reading in fitting if reading.own_names]
+    if len(own) == 1:
+        return own[0], [f"{names} are equally possible; lora_te1_ is the first of two text encoders"]
     raise Refused(
         "family_ambiguous",
         f"the file fits {names} equally well: say which layout it is for",

@@ -15,6 +15,8 @@ __all__ = ["NameTable", "name_table", "spellings", "strip_wrappers"]
 
 _WRAPPERS = ("base_model.model.", "model.")
 _FLAT = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lycoris_")
+_FIRST_OF_TWO = "lora_te1_"
+"""kohya numbers the encoders only where there are two; diffusers' converter writes a 1 in any case."""
 _OMI = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """Text encoders in the names of the Open Model Initiative, which OneTrainer also writes."""
 
@@ -33,6 +35,7 @@ class NameTable:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self._two_encoders = "text_encoder_2" in layout.components
         self._full: dict[str, str | None] = {}
         self._bare: dict[str, dict[str, str | None]] = {name: {} for name in layout.components}
         sgm = sgm_paths(path.removeprefix("unet.") for path in layout.targets if path.startswith("unet."))
@@ -50,6 +53,10 @@ class NameTable:
         """The module of a stem; bare: the component that stems without a prefix belong to."""
         return self._full.get(stem) or (self._bare[bare].get(stem) if bare else None)
 
+    def borrows(self, stem: str) -> bool:
+        """Whether the name is kohya's for the first of two text encoders, of which the layout has one."""
+        return stem.startswith(_FIRST_OF_TWO) and not self._two_encoders
+
     def _add_unet(self, tail: str, sgm: str | None, path: str) -> None:
         for name in filter(None, (tail, sgm)):
             flat = name.replace(".", "_")
@@ -60,11 +67,12 @@ class NameTable:
             _add(self._full, f"unet.{sgm}", path)  # OMI
 
     def _add_text_encoder(self, component: str, tail: str, path: str) -> None:
-        # kohya numbers the encoders only where there are two
-        both = "text_encoder_2" in self.layout.components
-        prefix = "lora_te2_" if component == "text_encoder_2" else f"lora_te{'1' if both else ''}_"
+        prefixes = ("lora_te2_",) if component == "text_encoder_2" else (_FIRST_OF_TWO,)
+        if not self._two_encoders:
+            prefixes = ("lora_te_", *prefixes)
         for name in spellings(tail):
-            _add(self._full, prefix + name.replace(".", "_"), path)
+            for prefix in prefixes:
+                _add(self._full, prefix + name.replace(".", "_"), path)
             _add(self._full, f"{_OMI[component]}.{name}", path)
 
 
