@@ -46,6 +46,7 @@ from loramux_server.interceptors import Interceptor
 from loramux_server.janitor import keep_clean
 from loramux_server.listening import listen, refuse_openness
 from loramux_server.metrics import Metrics
+from loramux_server.open_calls import OpenCalls
 from loramux_server.reloading import Watched, keep_current
 from loramux_server.request_log import RequestLog
 from loramux_server.requests import ServerFacts
@@ -119,6 +120,7 @@ class App:
         self.settings = settings
         refuse_openness(settings)
         self._gate = Gate(None if settings.tokens is None else read_access(settings.tokens))
+        self._open_calls = OpenCalls()
         self._identity = read_identity(settings)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -166,7 +168,7 @@ class App:
     async def run(
         self, on_ready: Callable[[Ready], None], stop: asyncio.Event, admin: AdminServer | None = None
     ) -> None:
-        """Serves until `stop` is set, then drains: health first, then new requests, then running ones.
+        """Serves until `stop` is set, then drains: health first, then new calls, then running ones.
 
         admin: the HTTP side, where it answers already; it is closed in the end.
         """
@@ -205,11 +207,13 @@ class App:
             self._ready = False
             await checks.enter_graceful_shutdown()
             await asyncio.sleep(settings.linger_seconds)
+            self._gate.drain()
             self.runner.turn_away()
             with ThreadPoolExecutor(1, thread_name_prefix="stop") as threads:  # of its own: a disk may hold all others
                 wait = partial(asyncio.get_running_loop().run_in_executor, threads)
                 await wait(self.runner.drain, settings.drain_seconds)
                 await wait(self.runner.stop)  # what still runs hears why, while its call is open
+                await self._open_calls.end(1.0)
                 await server.stop(grace=1.0)
                 await wait(pictures.close)
                 await shelf.close()
@@ -269,7 +273,8 @@ class App:
         return ServerFacts(self.version, str(self.engine.base.device), MAX_FILE, sampling.facts(), libraries)
 
     def _server(self, pictures: GenerationService, shelf: AdapterService) -> tuple[grpc.aio.Server, Any]:
-        server = grpc.aio.server(interceptors=[Interceptor(self.metrics, self._gate, self.tracing)], options=_OPTIONS)
+        door = Interceptor(self.metrics, self._gate, self.tracing, self._open_calls)
+        server = grpc.aio.server(interceptors=[door], options=_OPTIONS)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(pictures, server)
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(shelf, server)
         checks: Any = cast("Any", health).aio.HealthServicer()

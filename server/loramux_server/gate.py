@@ -1,4 +1,4 @@
-"""The gate that every call passes: who is it, may it, and has it calls left.
+"""The gate that every call passes: who is it, may it, is there time for it yet, and has it calls left.
 
 Takes what is known of a call before its first message; lets it in or refuses. It knows no messages.
 """
@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from loramux_server.access import OPEN, Access
 from loramux_server.callers import Caller, caller_of
+from loramux_server.errors import Draining
 from loramux_server.limits import Meter, Meters
+
+_READS = ("Get", "List", "Download")
+"""How the names of methods begin that change nothing and take no turn of the engine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,11 @@ class Gate:
     def __init__(self, access: Access | None = None) -> None:
         self._access = access
         self._meters = Meters()
+        self._draining = False
+
+    def drain(self) -> None:
+        """From now on nothing new is let in but what only reads."""
+        self._draining = True
 
     def exchange(self, access: Access) -> None:
         """From the next call on. What holders have used stays counted."""
@@ -40,12 +49,17 @@ class Gate:
 
         Raises:
             Unknown, Forbidden: where the call's token is not good for it.
+            Draining: where the server is stopping.
             OverLimit: where its holder made too many calls.
         """
         pairs = tuple(metadata)
-        if method.startswith(OPEN) or self._access is None:
+        if method.startswith(OPEN):
             return Entry(pairs)
-        holder = self._access.admit(method, pairs)
+        holder = None if self._access is None else self._access.admit(method, pairs)
+        if self._draining and not method.rpartition("/")[2].startswith(_READS):
+            raise Draining("the server is stopping and takes nothing new")
+        if holder is None:
+            return Entry(pairs)
         meter = self._meters.of(holder)
         meter.call()
         return Entry(pairs, holder.name, meter)

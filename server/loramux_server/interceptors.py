@@ -17,6 +17,7 @@ from loramux_server import callers, errors
 from loramux_server.calls import Call, Writing, count_unknown
 from loramux_server.gate import Entry, Gate
 from loramux_server.metrics import Metrics
+from loramux_server.open_calls import OpenCalls
 from loramux_server.statuses import failure_of
 from loramux_server.tracing import Tracing
 from loramux_store import errors as shelf
@@ -35,12 +36,19 @@ _TURNED_AWAY = (
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps all four kinds of handlers."""
+    """Wraps all four kinds of handlers. open_calls: has those of the services that know our errors."""
 
-    def __init__(self, metrics: Metrics, gate: Gate | None = None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        gate: Gate | None = None,
+        tracing: Tracing | None = None,
+        open_calls: OpenCalls | None = None,
+    ) -> None:
         self._metrics = metrics
         self._tracing = tracing
         self._gate = gate or Gate()
+        self._open = open_calls or OpenCalls()
 
     async def intercept_service(
         self,
@@ -89,7 +97,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     record.caller = _answer(entry, context)
                     if writes:
                         return await behaviour(record.counted(_parsed(request), streams), Writing(context, record))
-                    response = await behaviour(record.counted(_parsed(request), streams), context)
+                    with self._open.answering():
+                        response = await behaviour(record.counted(_parsed(request), streams), context)
                     record.sent()
                     return response
                 except Exception as error:
@@ -102,10 +111,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
             with self._following(path, context) as record:
                 try:
                     record.caller = _answer(entry, context)
-                    async with aclosing(behaviour(record.counted(_parsed(request), streams), context)) as responses:
-                        async for response in responses:
-                            record.sent()
-                            yield response
+                    asked = record.counted(_parsed(request), streams)
+                    with self._open.answering():
+                        async with aclosing(behaviour(asked, context)) as responses:
+                            async for response in responses:
+                                record.sent()
+                                yield response
                 except Exception as error:
                     await self._abort(record, context, error)
 

@@ -14,7 +14,10 @@ import pytest
 from aftermath import Before, warm
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from living import PICTURES, SHELF, Living
+from pausing import Pause
+from small_adapters import small_adapter
 
+from loramux_client import Client
 from loramux_client.errors import DeadlineExceeded, Unavailable
 from loramux_client.pictures import Done
 from loramux_client.server_info import Health
@@ -127,6 +130,60 @@ async def test_a_stop_is_seen_first_then_turns_away_and_lets_finish(living: Livi
     assert (await running).images and (await slow).images
     await living.ended
     assert await watching == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+async def test_while_it_drains_nothing_new_is_taken_and_reading_goes_on(living: Living) -> None:
+    drawing = living.client.stream("a red apple", steps=100)
+    await anext(drawing)
+    living.stop.set()
+    await living.until(Health.NOT_SERVING)
+    while not living.app._gate._draining:
+        await asyncio.sleep(0.01)
+    client = living.client
+    file = small_adapter(1, "late")
+    for work in (
+        client.generate("a dog", steps=1, adapters={"nobody": 1.0}),
+        anext(client.stream("a dog", steps=1)),
+        asyncio.to_thread(_upload, living.target, file),  # an asyncio client may lose how a call ended that it wrote to
+        client.preload_adapter("ink"),
+        client.pin_adapter("ink"),
+        client.unpin_adapter("ink"),
+        client.update_adapter("ink", description="late"),
+        client.delete_adapter("ink"),
+        client.undelete_adapter("nobody"),
+    ):
+        with pytest.raises(Unavailable) as refused:
+            await work
+        assert (refused.value.reason, refused.value.retry_after) == ("DRAINING", 1)
+    assert {adapter.name async for adapter in client.list_adapters()} >= {"ink"}
+    assert (await client.get_adapter("ink")).name == "ink" and (await client.server_info()).base
+    assert await client.health(PICTURES) is Health.NOT_SERVING
+    assert isinstance([event async for event in drawing][-1], Done)
+    await living.ended
+    assert living.sample("loramux_rejected_total", reason="DRAINING") == 9
+    assert living.sample("loramux_uploads_total", outcome="created") == 0
+
+
+def _upload(target: str, content: bytes, pause: Pause | None = None) -> object:
+    with Client(target) as client:
+        return client.upload(content, "late", progress=pause, retries=0)
+
+
+async def test_an_upload_that_outlasts_the_drain_is_told(living: Living) -> None:
+    pause = Pause()
+    pushing = asyncio.create_task(
+        asyncio.to_thread(_upload, living.target, small_adapter(1, "late", pad=4 << 20), pause)
+    )
+    await pause.reached.wait()
+    living.stop.set()
+    with pytest.raises(Unavailable) as told:
+        await pushing
+    assert (told.value.reason, told.value.retry_after) == ("DRAINING", 1)
+    pause.go_on.set()
+    await living.ended
+    named = {"grpc_service": SHELF, "grpc_method": "UploadAdapter", "grpc_code": "UNAVAILABLE"}
+    assert living.sample("grpc_server_handled_total", **named) == 1
+    assert living.sample("loramux_uploads_total", outcome="interrupted") == 1
 
 
 async def test_a_stop_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
