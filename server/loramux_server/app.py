@@ -177,7 +177,7 @@ class App:
         tiers = Tiers(self.store, self.engine.adapters, self.admission.suits, self.metrics)
         shelf = AdapterService(self.store, tiers, self.metrics)
         log = RequestLog(self.metrics, self.tracing, prompts=settings.log_prompts)
-        pictures = GenerationService(self.admission, self.runner, self._server_facts(), log, self.tracing)
+        pictures = GenerationService(self.admission, self.runner, self._server_facts(), log, self.metrics, self.tracing)
         server, checks = self._server(pictures, shelf)
         watchdog = Watchdog(self._services(), checks, self.metrics)
         beside = list[asyncio.Task[None]]()

@@ -3,8 +3,10 @@
 Together with the services and `adapter_messages` this is the only place in the server that knows protobuf.
 """
 
+import re
 from collections.abc import Mapping, Sized
 from dataclasses import asdict, fields
+from hashlib import sha256
 from typing import Any, TypeVar
 
 from loramux.v1 import generation_pb2
@@ -90,6 +92,24 @@ _PRIORITIES = {
     generation_pb2.PRIORITY_BATCH: Priority.BATCH,
 }
 _FORMAT_NUMBERS = {format: number for number, format in _FORMATS.items()}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def request_id(message: generation_pb2.GenerateRequest) -> str:
+    """Empty where there is none.
+
+    Raises:
+        InvalidRequest: for one of another form.
+    """
+    if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
+        expected = "expected 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', best a random UUID"
+        raise InvalidRequest((Violation("request_id", f"is {message.request_id!r}, {expected}"),))
+    return message.request_id
+
+
+def digest(message: generation_pb2.GenerateRequest) -> bytes:
+    """Of all that a request says. Where it brings images this takes long."""
+    return sha256(message.SerializeToString(deterministic=True)).digest()
 
 
 def generation_request(message: generation_pb2.GenerateRequest) -> GenerationRequest:

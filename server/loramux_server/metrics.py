@@ -60,6 +60,12 @@ class Metrics:
         self.running = gauge("images_running", "Pictures ready to step, of which each forward takes as many as fit.")
         self.queue_limit = gauge("queue_limit", "Most pictures waiting or running, as --max-queue says.")
         self.admitted = counter("admitted_total", "Requests taken into the queue.", priority=_PRIORITIES)
+        self.repeated = counter(
+            "repeated_requests_total",
+            "Requests answered by the drawing of an earlier one with their id: one that was under way, or one that was "
+            "kept.",
+            how="joined, kept",
+        )
         self.queue_seconds = histogram(
             "request_queue_seconds", "Arrival to first step.", _SECONDS, priority=_PRIORITIES
         )

@@ -15,6 +15,8 @@ from loramux.v1 import generation_pb2, generation_service_pb2, generation_servic
 from loramux_server import callers, messages
 from loramux_server.admission import Admission
 from loramux_server.limits import Drawn
+from loramux_server.metrics import Metrics
+from loramux_server.repeats import Key, Repeats
 from loramux_server.request_log import RequestLog
 from loramux_server.requests import Done, Event, Failed, ImageReady, Job, ServerFacts, Told
 from loramux_server.runner import Runner
@@ -38,6 +40,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         runner: Runner,
         facts: ServerFacts,
         log: RequestLog,
+        metrics: Metrics,
         tracing: Tracing | None = None,
     ) -> None:
         self._admission = admission
@@ -47,6 +50,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         self._version = facts.version
         self._admissions = ThreadPoolExecutor(_ADMISSIONS, thread_name_prefix="admission")
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
+        self._repeats = Repeats(generation_pb2.GenerateResponse.ByteSize, metrics)
         self._info = messages.server_info(admission.base, facts)
 
     async def Generate(
@@ -54,8 +58,19 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         request: generation_pb2.GenerateRequest,
         context: "Context",
     ) -> generation_pb2.GenerateResponse:
-        """All pictures at once."""
+        """All pictures at once. Of requests with one id, those of the first."""
         request.ClearField("preview_every")  # nobody would see them
+        draw = partial(self._draw, request, context)
+        request_id = messages.request_id(request)
+        if not request_id:
+            return await draw()
+        key = Key(callers.current().holder, request_id)
+        digest = partial(messages.digest, request)
+        return await self._repeats.answer(key, await asyncio.to_thread(digest) if _brings(request) else digest(), draw)
+
+    async def _draw(
+        self, request: generation_pb2.GenerateRequest, context: "Context"
+    ) -> generation_pb2.GenerateResponse:
         job = await self._admit(request)
         response = generation_pb2.GenerateResponse(applied=messages.applied(job, self._admission.base, self._version))
         images: list[ImageReady] = []
@@ -95,9 +110,8 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _admit(self, request: generation_pb2.GenerateRequest) -> Job:
         """On threads that nothing else of the server needs: a disk may hang under the catalog. On few where images are
         decoded: that takes long, and much memory each."""
-        brings = request.HasField("image") or request.HasField("mask")
         asked = messages.generation_request(request)
-        threads = self._decoders if brings else self._admissions
+        threads = self._decoders if _brings(request) else self._admissions
         with self._admitting():
             return await asyncio.get_running_loop().run_in_executor(threads, self._admission.admit, asked)
 
@@ -137,3 +151,8 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
                     return
         finally:
             self._runner.cancel(job.id)
+
+
+def _brings(request: generation_pb2.GenerateRequest) -> bool:
+    """Whether it is large, and long to decode."""
+    return request.HasField("image") or request.HasField("mask")

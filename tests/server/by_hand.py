@@ -33,11 +33,11 @@ FACTS = ServerFacts("1", "cpu", 1, (), ())
 
 
 class Taken:
-    """A job that the runner took in, and who listens to it."""
+    """A job that the runner took in, and who listens to it. outcome: done, failed or cancelled, empty while it runs."""
 
     def __init__(self, job: Job, listener: Listener) -> None:
         self.job, self.tell = job, listener
-        self.cancelled = False
+        self.outcome = ""
 
     def step(self, *steps: int) -> None:
         """Of the first picture."""
@@ -46,12 +46,14 @@ class Taken:
 
     def finish(self) -> None:
         """All pictures; their bytes are no others'."""
+        self.outcome = "done"
         for index in range(self.job.num_images):
             data = f"{self.job.id} {self.job.seed + index}".encode()
             self.tell(ImageReady(index, self.job.seed + index, 64, 64, ImageFormat.PNG, data))
         self.tell(Done(Timings(1.0, 1.0, 1.0, 3.0)))
 
     def fail(self, error: Exception) -> None:
+        self.outcome = "failed"
         self.tell(Failed(error))
 
 
@@ -65,7 +67,7 @@ class ByHand:
         self.refusals: list[Exception] = []
         self.metrics = Metrics()
         self._numbers = count()
-        self.service = GenerationService(self, self, FACTS, RequestLog(self.metrics))  # type: ignore[arg-type]
+        self.service = GenerationService(self, self, FACTS, RequestLog(self.metrics), self.metrics)  # type: ignore[arg-type]
 
     def admit(self, asked: GenerationRequest) -> Job:
         """Where no seed is given, every job has another."""
@@ -85,7 +87,8 @@ class ByHand:
 
     def cancel(self, job_id: str) -> None:
         for taken in self.taken:
-            taken.cancelled |= taken.job.id == job_id
+            if taken.job.id == job_id and not taken.outcome:
+                taken.outcome = "cancelled"
 
     async def until_taken(self, count: int) -> Taken:
         """The last of so many jobs, once it is taken in. Turns of the loop and of admission's thread are waited for."""

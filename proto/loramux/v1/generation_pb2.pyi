@@ -148,7 +148,7 @@ class SizeConditioning(_message.Message):
     def __init__(self, original_width: _Optional[int] = ..., original_height: _Optional[int] = ..., crop_left: _Optional[int] = ..., crop_top: _Optional[int] = ..., target_width: _Optional[int] = ..., target_height: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "negative_blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "size_conditioning", "negative_size_conditioning", "image_format", "quality", "omit_parameters", "preview_every", "image", "strength", "mask", "mask_blur", "priority")
+    __slots__ = ("prompt", "negative_prompt", "blend", "prompt_syntax", "long_prompt", "clip_skip", "negative_blend", "sampler", "steps", "guidance_scale", "seed", "num_images", "sigma_schedule", "guidance_rescale", "timesteps", "width", "height", "size_conditioning", "negative_size_conditioning", "image_format", "quality", "omit_parameters", "preview_every", "image", "strength", "mask", "mask_blur", "priority", "request_id")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     BLEND_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +177,7 @@ class GenerateRequest(_message.Message):
     MASK_FIELD_NUMBER: _ClassVar[int]
     MASK_BLUR_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     negative_prompt: str
     blend: Blend
@@ -205,7 +206,8 @@ class GenerateRequest(_message.Message):
     mask: bytes
     mask_blur: float
     priority: Priority
-    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., negative_size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ..., preview_every: _Optional[int] = ..., image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., mask_blur: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., blend: _Optional[_Union[Blend, _Mapping]] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., long_prompt: _Optional[_Union[LongPrompt, str]] = ..., clip_skip: _Optional[int] = ..., negative_blend: _Optional[_Union[Blend, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., num_images: _Optional[int] = ..., sigma_schedule: _Optional[_Union[SigmaSchedule, str]] = ..., guidance_rescale: _Optional[float] = ..., timesteps: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., negative_size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ..., omit_parameters: _Optional[bool] = ..., preview_every: _Optional[int] = ..., image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask: _Optional[bytes] = ..., mask_blur: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class AppliedAdapter(_message.Message):
     __slots__ = ("adapter", "version", "digest", "weight", "part_weights", "schedule", "kind", "trigger", "bundled_triggers")

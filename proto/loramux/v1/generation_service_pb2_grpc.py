@@ -61,7 +61,7 @@ class GenerationServiceServicer:
 
     def Generate(self, request, context):
         """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
-        its deadline.
+        its deadline. With a request_id it may be repeated.
 
         INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
         BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a

@@ -38,7 +38,7 @@ class GenerationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
     """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
-    its deadline.
+    its deadline. With a request_id it may be repeated.
 
     INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
     BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a
@@ -61,7 +61,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
-    its deadline.
+    its deadline. With a request_id it may be repeated.
 
     INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
     BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a
@@ -87,7 +87,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.GenerateResponse, _abc.Awaitable[_generation_pb2.GenerateResponse]]:
         """Draws and returns all pictures at once. Cancelling the call frees its rows at the next tick, and so does the end of
-        its deadline.
+        its deadline. With a request_id it may be repeated.
 
         INVALID_FIELD for bad fields. Of adapters: ADAPTER_NOT_FOUND, LAYOUT_MISMATCH where one was made for another base,
         BLEND_TOO_LARGE where they can never be on the device together, BLOB_DAMAGED where a stored file is. QUEUE_FULL for a
