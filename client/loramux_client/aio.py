@@ -13,6 +13,7 @@ from contextlib import aclosing, suppress
 from os import PathLike
 from types import TracebackType
 from typing import Any, Unpack
+from uuid import uuid4
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
@@ -85,9 +86,11 @@ class AsyncClient:
         await asyncio.gather(self._spread.close(), self._staying.close())
 
     async def generate(self, prompt: str, *, timeout: float | None = None, **asking: Unpack[Asking]) -> Generation:
-        """Draws, and returns when all pictures are there. `Asking` says what may be asked."""
+        """Draws, and returns when all pictures are there. `Asking` says what may be asked. Where the connection breaks,
+        it is asked again under its request_id, so that it is drawn once."""
+        asking.setdefault("request_id", str(uuid4()))
         request = picture_messages.generate_request(prompt, **asking)
-        turn = Turn(self._retries, self._limit(timeout))
+        turn = Turn(self._retries, self._limit(timeout), repeatable=bool(request.request_id))
         while True:
             try:
                 return await self._ask(rpcs.GENERATE, request, turn.seconds_left)

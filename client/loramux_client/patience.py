@@ -16,6 +16,7 @@ RETRIES = 8
 """In a row without a byte of progress: about 40 seconds, in which a server with a small base restarts."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds
+_BREAKS = (0.2, 0.4, 0.8)  # seconds before a request is made again whose connection broke or could not be made
 _SPREAD = 0.25  # of a wait that is told: those who were told the same do not come back at once
 _PASSING = {"UPLOAD_BUSY", "UPLOAD_STALLED", "WRONG_OFFSET"}
 """Reasons of an upload's refusal that asking how far it came may settle."""
@@ -50,11 +51,12 @@ class Patience:
 
 
 class Turn:
-    """Of a request that is refused until it is its turn. seconds: for all tries and waits together, None for no
-    limit."""
+    """Of a request that is refused until it is its turn. seconds: for all tries and waits together, None for no limit;
+    repeatable: the server draws it once however often it comes, so that it may also come again after a break."""
 
-    def __init__(self, retries: int, seconds: float | None) -> None:
+    def __init__(self, retries: int, seconds: float | None, *, repeatable: bool = False) -> None:
         self._left = retries
+        self._breaks = iter(_BREAKS if repeatable else ())
         self._until = None if seconds is None else time.monotonic() + seconds
 
     @property
@@ -63,11 +65,14 @@ class Turn:
         return None if self._until is None else self._until - time.monotonic()
 
     def pause(self, error: LoraMuxClientError) -> float:
-        """Seconds before the next try, as long as the server says or a little longer; raises the error where it says
-        nothing, where it was tried often enough, and where there would be no time left."""
-        if error.retry_after is None or self._left <= 0:
+        """Seconds before the next try: as long as the server says or a little longer, after a break not long. Raises
+        the error where it is another one, where it was tried often enough, and where there would be no time left."""
+        told, left = error.retry_after, self.seconds_left
+        if told is None and isinstance(error, Unavailable):
+            told = next(self._breaks, None)
+        if told is None or self._left <= 0:
             raise error
-        pause, left = _spread(error.retry_after), self.seconds_left
+        pause = _spread(told)
         if left is not None and pause >= left:
             raise error
         self._left -= 1

@@ -123,6 +123,9 @@ class Asking(TypedDict, total=False):
     """`stream` tells a Preview after every so many steps of a picture."""
     priority: Priority
     """Part of the machine beside other requests: interactive 4, normal (the default) 1, batch a quarter."""
+    request_id: str
+    """`generate` under the id of an earlier one gets what that one got or will get, if it asks for the same; left out,
+    it is a new one for each; empty, there is none. `stream` is always drawn."""
 
 
 @dataclass(frozen=True, slots=True)

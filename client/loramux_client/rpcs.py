@@ -153,4 +153,6 @@ LIST_AUDIT_EVENTS = _rpc(
 CHECK_HEALTH = _rpc("/grpc.health.v1.Health/Check", StringValue, Int32Value, _read_health)
 
 SAFE_TO_REPEAT = (GET_SERVER_INFO, GET_ADAPTER, GET_UPLOAD, LIST_ADAPTERS, LIST_VERSIONS, LIST_AUDIT_EVENTS)
-"""Calls that change nothing and cost little: the channel may try them again."""
+"""Calls that change nothing and cost little: the channel may try them again. GENERATE, which its request id makes safe
+to repeat, is not among them: the channel knows neither how often it may be tried nor how long a refusal says to wait.
+patience.py does."""

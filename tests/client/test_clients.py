@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
@@ -38,8 +39,17 @@ def test_the_clients_have_the_same_methods_with_the_same_parameters() -> None:
 
 
 async def test_generate_sends_only_what_was_said(ask: Any, server: Any) -> None:
-    await ask("generate", "a red apple")
-    assert server.requests == [generation_pb2.GenerateRequest(prompt="a red apple")]
+    await ask("generate", "a red apple", request_id="mine")
+    await ask("stream", "a red apple")
+    said = generation_pb2.GenerateRequest(prompt="a red apple")
+    assert server.requests == [generation_pb2.GenerateRequest(prompt="a red apple", request_id="mine"), said]
+
+
+async def test_every_generate_has_an_id_of_its_own(ask: Any, server: Any) -> None:
+    for _ in range(3):
+        await ask("generate", "a red apple")
+    ids = {request.request_id for request in server.requests}
+    assert len(ids) == 3 and all(str(UUID(text, version=4)) == text for text in ids)
 
 
 async def test_generate_sends_everything_and_reads_everything(ask: Any, server: Any) -> None:
@@ -56,6 +66,7 @@ async def test_generate_sends_everything_and_reads_everything(ask: Any, server: 
         width=64,
         height=128,
         priority="batch",
+        request_id="mine",
     )
     entry = generation_pb2.BlendEntry
     blend = [entry(adapter="ink@3", weight=-0.5), entry(adapter="noto")]
@@ -72,6 +83,7 @@ async def test_generate_sends_everything_and_reads_everything(ask: Any, server: 
             width=64,
             height=128,
             priority=generation_pb2.PRIORITY_BATCH,
+            request_id="mine",
         )
     ]
     assert [(i.index, i.seed, i.format, i.data[:4]) for i in made.images] == [
@@ -618,7 +630,7 @@ def test_a_target_is_this_machine_where_all_its_addresses_are(target: str, here:
     assert (("grpc.enable_http_proxy", 0) in channel_options(target, SPREAD)) is here
 
 
-async def test_only_safe_calls_are_tried_again(ask: Any, server: Any) -> None:
+async def test_only_safe_calls_are_tried_again_by_the_channel(ask: Any, server: Any) -> None:
     server.fail(grpc.StatusCode.UNAVAILABLE, "draining", times=1)
     assert (await ask("get_adapter", "ink")).name == "ink"
     assert len(server.requests) == 2

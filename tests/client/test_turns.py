@@ -141,6 +141,42 @@ async def test_closing_and_cancelling_end_the_wait(server: Any, method: str, how
     assert len(server.requests) == 1
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_BREAKS", (0.01, 0.01, 0.01))
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_generation_that_breaks_is_asked_for_again_under_its_id(ask: Any, server: Any) -> None:
+    """Also with an image, which is larger than what gRPC keeps to send it again itself."""
+    server.fail(grpc.StatusCode.UNAVAILABLE, "the connection broke", times=3)
+    await ask("generate", "x", image=bytes(1 << 20))
+    assert len(server.requests) == 4 and len({request.request_id for request in server.requests}) == 1
+    assert {len(request.image) for request in server.requests} == {1 << 20}
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("method", "given", "retries", "times"),
+    [
+        ("generate", {}, 0, 1),
+        ("generate", {}, 8, 4),
+        ("generate", {"request_id": "mine"}, 8, 4),
+        ("generate", {"request_id": ""}, 8, 1),
+        ("stream", {}, 8, 1),
+    ],
+)
+async def test_how_often_what_breaks_is_asked_for(
+    connect: Any, server: Any, method: str, given: dict[str, str], retries: int, times: int
+) -> None:
+    """Only under an id; where nobody is, it is given up after three more tries."""
+    server.fail(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+    async with connect(retries=retries) as ask:
+        with pytest.raises(errors.Unavailable):
+            await ask(method, "x", **given)
+    assert len(server.requests) == times
+
+
 def test_waits_are_spread_but_never_shorter_than_told() -> None:
     told = errors.ResourceExhausted("full", retry_after=4.0)
     pauses = [Turn(1, None).pause(told) for _ in range(200)]

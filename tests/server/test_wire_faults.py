@@ -85,12 +85,51 @@ async def test_pieces_of_one_byte(living: Living) -> None:
 
 async def test_a_connection_that_is_reset(living: Living) -> None:
     before, wire = Before(living), Wire()
-    async with wire.to(living.at.grpc_port) as target, AsyncClient(target, timeout=60) as client:
+    async with wire.to(living.at.grpc_port) as target, AsyncClient(target, timeout=60, retries=0) as client:
         drawing = asyncio.create_task(client.generate("a red apple", **LONG))
         await _running(living)
         wire.reset()
         with pytest.raises(Unavailable):
             await drawing
+    await before.is_again()
+
+
+async def test_a_connection_that_is_reset_while_it_is_drawn(living: Living) -> None:
+    """The client asks again by itself. Whether it finds the first drawing still there or has it drawn anew, it gets the
+    picture of its seed."""
+    before, wire, asked = Before(living), Wire(), {**LONG, "seed": 5}
+    drawn = living.sample("loramux_images_total")
+    async with wire.to(living.at.grpc_port) as target, AsyncClient(target, timeout=60) as client:
+        drawing = asyncio.create_task(client.generate("a red apple", **asked))
+        await _running(living)
+        wire.reset()
+        mine = await drawing
+    assert living.sample("loramux_images_total") == drawn + 1
+    straight = await living.client.generate("a red apple", **asked)
+    assert mine.images[0].data == straight.images[0].data
+    await before.is_again()
+
+
+async def test_a_connection_that_is_reset_before_the_answer_came(living: Living) -> None:
+    """It is drawn, and the answer is lost: the client asks again, and nothing is drawn again."""
+    before, wire, ended = Before(living), Wire(), "loramux_request_seconds_count"
+
+    def counts() -> list[float]:
+        repeated = living.sample("loramux_repeated_requests_total", how="kept")
+        return [living.sample("loramux_admitted_total", priority="normal"), living.sample(ended), repeated]
+
+    at_first = counts()
+    async with wire.to(living.at.grpc_port) as target, AsyncClient(target, timeout=60) as client:
+        drawing = asyncio.create_task(client.generate("a red apple", steps=30))
+        await _running(living)
+        wire.dead = True
+        async with asyncio.timeout(30):
+            while living.sample(ended) == at_first[1]:
+                await asyncio.sleep(0.01)
+        wire.reset()
+        wire.dead = False
+        assert (await drawing).images
+    assert [after - earlier for after, earlier in zip(counts(), at_first, strict=True)] == [1, 1, 1]
     await before.is_again()
 
 
