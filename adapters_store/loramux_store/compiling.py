@@ -91,7 +91,7 @@ class Compiling:
         layout = self._layout(version.layout_digest)
         blob = self._shelf.verified_blob(version.blob_digest)
         container = read_container(blob, max(self._file_bytes, version.size_bytes))
-        return planned(container, version.options, version.adapter, [layout], layout)
+        return planned(container, version.options, version.adapter, [layout], layout, version.report)
 
     def _make_again(self, version: VersionRecord) -> None:
         plan, part = self._plan(version), self._shelf.new_part()

@@ -12,21 +12,28 @@ from loramux_store.formats.embedding import plan_embedding
 from loramux_store.formats.plan import Plan, make_plan
 from loramux_store.header import Container
 from loramux_store.layout import Layout
-from loramux_store.record import InterpretOptions
+from loramux_store.record import AcceptReport, InterpretOptions
 
 __all__ = ["convert", "planned"]
 
 
 def planned(
-    container: Container, options: InterpretOptions, name: str, layouts: Sequence[Layout], wanted: Layout | None
+    container: Container,
+    options: InterpretOptions,
+    name: str,
+    layouts: Sequence[Layout],
+    wanted: Layout | None,
+    recorded: AcceptReport | None = None,
 ) -> Plan:
-    """What a file would become. wanted: the layout that it must be of. Raises Refused, InvalidArgument."""
+    """What a file would become. wanted: the layout that it must be of; recorded: what is recorded of it, where it is a
+    version already. Raises Refused, InvalidArgument."""
     embedding = plan_embedding(container, options, name, layouts, wanted)
     if embedding is not None:
         return embedding
     if options.trigger is not None:
         raise InvalidArgument("options.trigger", options.trigger, "none: the file is no embedding")
-    return make_plan(container, options, layouts, wanted)
+    operations = None if recorded is None else {module.module: module.operation for module in recorded.matched}
+    return make_plan(container, options, layouts, wanted, operations)
 
 
 def convert(plan: Plan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:

@@ -110,7 +110,9 @@ WIDE, NARROW = (1280, 1280), (320, 320)
         ("lokr", lokr(16, (1280, 640, 3, 3), None), (1280, 640, 3, 3), "kronecker", 0, 256 + 80 * 40 * 9),
         ("lokr", lokr(8, WIDE, 4), WIDE, "rows", 32, 0),
         ("lokr", lokr(8, NARROW, 36), NARROW, "kronecker", 0, 64 + 40 * 40),
+        ("lokr", lokr(16, WIDE, 32), WIDE, "kronecker", 0, 256 + 80 * 80),
         ("loha", loha(8, WIDE), WIDE, "rows", 64, 0),
+        ("loha", loha(9, WIDE), WIDE, "hadamard", 0, 4 * 9 * 1280),
         ("loha", loha(8, NARROW), NARROW, "rows", 64, 0),
         ("loha", loha(16, NARROW), NARROW, "hadamard", 0, 4 * 16 * 320),
         ("loha", loha(32, WIDE), WIDE, "hadamard", 0, 4 * 32 * 1280),
@@ -123,7 +125,7 @@ WIDE, NARROW = (1280, 1280), (320, 320)
 def test_rank_rows_where_they_are_cheap(
     kind: str, tensors: dict[str, TensorEntry], shape: tuple[int, ...], name: str, rank: int, values: int
 ) -> None:
-    """At the widths of real models: fewer numbers than the dense delta, and no more rows than a blend may have."""
+    """At the widths of real models: fewer numbers than the dense delta, and no more rows than a large LoRA has."""
     spec = ModuleSpec("linear" if len(shape) == 2 else "conv2d", shape)
     made = operation_of(RawModule("x", "lycoris", kind, tensors), spec, "")
     assert (made.name, made.rank, made.side_values) == (name, rank, values)

@@ -9,6 +9,7 @@ import torch
 from lycoris.functional import factorization
 
 from loramux_store import Store, UploadSpec, known_layout
+from loramux_store.formats import operation
 
 # Factors made of factors are rounded to float32 once: half an ulp, 6e-8, for each of a few.
 ROUNDED = 6e-7
@@ -52,7 +53,7 @@ HAVE: dict[str, tuple[kinds.Make, list[str], str]] = {
 
 @pytest.mark.parametrize("name", HAVE)
 def test_what_people_have(store: Store, tmp_path: Path, name: str) -> None:
-    make, paths, operation = HAVE[name]
+    make, paths, applied = HAVE[name]
     layout = known_layout("sd1")
     generator = torch.Generator().manual_seed(1)
     made = {path: make(layout.modules[path].shape, generator) for path in paths}
@@ -61,7 +62,7 @@ def test_what_people_have(store: Store, tmp_path: Path, name: str) -> None:
     report, version = published.report, published.version
     assert version is not None and report.layout_name == "sd1" and not report.ignored
     assert not [warning for warning in report.warnings if not warning.startswith("alpha_assumed")]
-    assert {module.operation for module in report.matched} == {operation}
+    assert {module.operation for module in report.matched} == {applied}
     deltas = af.compiled_delta(store.compiled(version), layout)
     _, parts = af.compiled_parts(store.compiled(version))
     assert deltas.keys() == made.keys()
@@ -72,3 +73,26 @@ def test_what_people_have(store: Store, tmp_path: Path, name: str) -> None:
             assert (part in parts[path]) == (wanted is not None)
             assert wanted is None or torch.equal(parts[path][part], wanted)
     assert {module.module: module.axis for module in report.matched} == {p: s.axis for p, s in made.items()}
+
+
+def test_a_version_stays_what_its_record_says(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a release that made 81 rank rows of a LoHa of dimension 9: its file, made again, is what catalog and engine
+    go by. Pushed today it is a side operation."""
+    path, layout = PATHS[0], known_layout("sd1")
+    sample = kinds.loha(9, 3.0)(layout.modules[path].shape, torch.Generator().manual_seed(1))
+    file = af.write(tmp_path / "a.safetensors", kinds.stem_tensors(path, sample))
+    with monkeypatch.context() as before:
+        before.setattr(operation, "MAX_CHEAP", operation.MAX_ROWS)
+        old = store.publish(file, UploadSpec("a", layout="sd1")).version
+    new = store.publish(file, UploadSpec("b", layout="sd1")).version
+    assert old is not None and new is not None and (old.rank, new.rank) == (81, 0)
+    found = store.compiled(old)
+    whole = found.read_bytes()
+    for spoiled in (b"", whole[: len(whole) // 2]):
+        found.write_bytes(spoiled)
+        assert store.resolve("a").ranks == {path: 81}
+        assert store.compiled(old).read_bytes() == whole
+    assert not store.fsck(full=True)
+    for version in (old, new):
+        delta = af.compiled_delta(store.compiled(version), layout)[path]
+        assert (delta - sample.delta).norm() <= ROUNDED * sample.delta.norm()

@@ -3,9 +3,10 @@
 Takes a RawModule and the ModuleSpec it fits; gives an Operation: its rank rows, and the shapes that the compiled file
 holds for it. Knows no tensor values.
 
-Cheap are at most MAX_ROWS rank rows that hold fewer numbers than the delta itself. A LoRA has no other form than its
-own rows, so it takes them up to MAX_ROWS in any case. What is left is exact in its own form: a Kronecker product in its
-two sides, a Hadamard product in its four factors or dense, whichever is smaller, a full difference dense.
+Of a LoHa or LoKr cheap are at most MAX_CHEAP rank rows that hold fewer numbers than the delta itself. A LoRA has no
+other form than its own rows, so it takes them up to MAX_ROWS in any case. What is left is exact in its own form: a
+Kronecker product in its two sides, a Hadamard product in its four factors or dense, whichever is smaller, a full
+difference dense. What a version is applied as is decided when it is pushed, and stays: its record says so.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ __all__ = ["MAX_ROWS", "Axis", "Name", "Operation", "operation_of"]
 
 MAX_ROWS = 512
 """Largest total rank of one batch row in a layer group: more rows than this could never be used."""
+
+MAX_CHEAP = 64
+"""Rank rows of a LoHa or LoKr: what a LoRA of a large rank has, and an eighth of what a blend may have. Rows are more
+numbers than its own factors, half the dimension times as many of a LoHa, the square of the factor of a LoKr; without a
+bound that is its own, a file of 11 MB became rows of 5 GB beside which no other adapter had room."""
 
 Name = Literal["rows", "kronecker", "hadamard", "dense", "bias", "norm"]
 Axis = Literal["", "output", "input"]
@@ -49,9 +55,10 @@ class Operation:
         return f"{self.name}+bias" if "bias" in self.parts and self.name not in ("bias", "norm") else self.name
 
 
-def operation_of(raw: RawModule, spec: ModuleSpec, axis: Axis) -> Operation:
-    """The operation of a module that fits its spec."""
-    name, rank, parts = _main(raw, spec)
+def operation_of(raw: RawModule, spec: ModuleSpec, axis: Axis, *, as_rows: bool | None = None) -> Operation:
+    """The operation of a module that fits its spec. as_rows: whether a LoHa or LoKr becomes rank rows, where that is
+    decided already."""
+    name, rank, parts = _main(raw, spec, as_rows)
     if axis:
         parts["m"] = (spec.shape[0 if axis == "output" else 1],)
     if raw.kind not in ("norm", "bias") and ("diff_b" in raw.tensors or "up_bias" in raw.tensors):
@@ -59,7 +66,7 @@ def operation_of(raw: RawModule, spec: ModuleSpec, axis: Axis) -> Operation:
     return Operation(name, rank, parts, axis)
 
 
-def _main(raw: RawModule, spec: ModuleSpec) -> tuple[Name, int, dict[str, tuple[int, ...]]]:
+def _main(raw: RawModule, spec: ModuleSpec, as_rows: bool | None) -> tuple[Name, int, dict[str, tuple[int, ...]]]:
     tensors = raw.tensors
     if raw.kind == "norm":
         given = {"weight": ("w_norm", "diff"), "bias": ("b_norm", "diff_b")}
@@ -70,9 +77,9 @@ def _main(raw: RawModule, spec: ModuleSpec) -> tuple[Name, int, dict[str, tuple[
         rank = tensors["down"].shape[0]
         return _rows(rank, spec) if rank <= MAX_ROWS else _dense(spec)
     if raw.kind == "loha":
-        return _hadamard(raw, spec)
+        return _hadamard(raw, spec, as_rows)
     if raw.kind == "lokr":
-        return _kronecker(raw, spec)
+        return _kronecker(raw, spec, as_rows)
     return _dense(spec)
 
 
@@ -84,11 +91,11 @@ def _dense(spec: ModuleSpec) -> tuple[Name, int, dict[str, tuple[int, ...]]]:
     return "dense", 0, {"delta": spec.shape}
 
 
-def _hadamard(raw: RawModule, spec: ModuleSpec) -> tuple[Name, int, dict[str, tuple[int, ...]]]:
+def _hadamard(raw: RawModule, spec: ModuleSpec, as_rows: bool | None) -> tuple[Name, int, dict[str, tuple[int, ...]]]:
     """With cores the outer factors lie transposed; either way the first rank is that of the outer one."""
     axis = 0 if "hada_t1" in raw.tensors else 1
     one, two = (raw.tensors[f"hada_w{side}_a"].shape[axis] for side in "12")
-    if _cheap(one * two, spec):
+    if _cheap(one * two, spec) if as_rows is None else as_rows:
         return _rows(one * two, spec)
     n, k = spec.shape[0], prod(spec.shape[1:])
     if (one + two) * (n + k) >= n * k:
@@ -96,10 +103,10 @@ def _hadamard(raw: RawModule, spec: ModuleSpec) -> tuple[Name, int, dict[str, tu
     return "hadamard", 0, {"p1": (n, one), "q1": (one, k), "p2": (n, two), "q2": (two, k)}
 
 
-def _kronecker(raw: RawModule, spec: ModuleSpec) -> tuple[Name, int, dict[str, tuple[int, ...]]]:
+def _kronecker(raw: RawModule, spec: ModuleSpec, as_rows: bool | None) -> tuple[Name, int, dict[str, tuple[int, ...]]]:
     first, second = kronecker_sides(raw.tensors)
     rank = first.width * second.width
-    if _cheap(rank, spec):
+    if _cheap(rank, spec) if as_rows is None else as_rows:
         return _rows(rank, spec)
     kernel = spec.shape[2:]
     inner = (second.rows, second.columns // prod(kernel), *kernel)
@@ -108,4 +115,4 @@ def _kronecker(raw: RawModule, spec: ModuleSpec) -> tuple[Name, int, dict[str, t
 
 def _cheap(rank: int, spec: ModuleSpec) -> bool:
     n, k = spec.shape[0], prod(spec.shape[1:])
-    return rank <= MAX_ROWS and rank * (n + k) < n * k
+    return rank <= MAX_CHEAP and rank * (n + k) < n * k

@@ -7,7 +7,7 @@ but the scalars.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from loramux_store.formats.bundled import is_bundled, plan_bundled
@@ -52,10 +52,12 @@ def make_plan(
     options: InterpretOptions,
     layouts: Iterable[Layout],
     wanted: Layout | None = None,
+    recorded: Mapping[str, str] | None = None,
 ) -> Plan:
     """Read the file's names and shapes; refuse what cannot be applied exactly.
 
-    Embeddings that came with it are passed over where the options say so.
+    Embeddings that came with it are passed over where the options say so. recorded: of a version that there is, what
+    each module is applied as.
     """
     beside = {name: entry for name, entry in container.tensors.items() if is_bundled(name)}
     contents = read_contents({name: entry for name, entry in container.tensors.items() if name not in beside})
@@ -63,7 +65,8 @@ def make_plan(
     scaling = Scaling(options, container.metadata)
     with container.path.open("rb") as handle:
         modules = tuple(
-            _planned(path, raw, choice, scaling.of(handle, raw, path)) for path, raw in choice.matched.items()
+            _planned(path, raw, choice, scaling.of(handle, raw, path), (recorded or {}).get(path))
+            for path, raw in choice.matched.items()
         )
     decomposed = any(module.operation.axis for module in modules)
     embeddings = plan_bundled(beside, choice.layout) if options.bundled else ()
@@ -71,9 +74,12 @@ def make_plan(
     return Plan(container, choice.layout, modules, embeddings, report)
 
 
-def _planned(path: str, raw: RawModule, choice: Choice, scale: tuple[float, float]) -> PlannedModule:
+def _planned(
+    path: str, raw: RawModule, choice: Choice, scale: tuple[float, float], recorded: str | None
+) -> PlannedModule:
     spec = choice.layout.targets[path]
-    return PlannedModule(path, spec, raw, operation_of(raw, spec, magnitude_axis(raw, spec)), *scale)
+    as_rows = None if recorded is None else recorded.startswith("rows")
+    return PlannedModule(path, spec, raw, operation_of(raw, spec, magnitude_axis(raw, spec), as_rows=as_rows), *scale)
 
 
 def _report(
