@@ -118,6 +118,18 @@ EMBEDDINGS: Rows = {
     "twice for one encoder": lambda: _refused(
         {"clip_l": draw(1, 24), "emb_params": draw(1, 24)}, "duplicate_module", "emb_params"
     ),
+    "a tensor by itself, named by a word": lambda: _taken({"my.cat": V}, "my.cat"),
+    "a tensor by itself of a LoRA of another kind": lambda: _refused(
+        {"lora_unet_x.lokr_w3": V}, "family_unknown", "lora_unet_x.lokr_w3", "no known adapter format"
+    ),
+    "a tensor by itself of a module in PEFT's names": lambda: _refused(
+        {"base_model.model.a.to_k.strange": V}, "family_unknown", "base_model.model.a.to_k.strange"
+    ),
+    "a tensor by itself of more rows than an embedding has, of a model": lambda: _refused(
+        {"down_blocks.0.to_k_ip.bias2": draw(320, 24)}, "family_unknown", "down_blocks.0.to_k_ip.bias2"
+    ),
+    "a tensor by itself, prompt_embeds": lambda: _refused({"prompt_embeds": V}, "family_unknown", "prompt_embeds"),
+    "a tensor by itself, weight": lambda: _refused({"weight": V}, "family_unknown", "weight"),
     "a stray key": lambda: _refused({"clip_l": draw(1, 24), "other": draw(1)}, "unknown_keys", "other"),
     "an unknown bundle": lambda: _refused({"bundle_emb.a.what": draw(1, 24)}, "unknown_keys", "bundle_emb.a.what"),
     # bundled with a LoRA: section 1.11

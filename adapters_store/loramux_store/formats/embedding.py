@@ -7,6 +7,7 @@ of the layout matters to it. Knows no tensor values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from loramux_store.errors import InvalidArgument, Refused
@@ -28,6 +29,15 @@ from loramux_store.names import MAX_TRIGGER, trigger_fault
 from loramux_store.record import AcceptReport, Embedding, InterpretOptions
 
 __all__ = ["plan_embedding"]
+
+# A tensor by itself is named by its token, which may be any word, but not by a place in a model or by what it is.
+_OF_A_MODEL = re.compile(
+    r"(lora_|lycoris_|oft_|lllite_|base_model\.|model\.|diffusion_model\.|control_model\.|unet[._]|transformer[._]|"
+    r"text_encoder|text_model\.|vision_model\.|cond_stage_model\.|conditioner\.|first_stage_model\.|clip_[lg]\.|"
+    r"encoder\.|decoder\.|(down|up|input|output|double|single|joint)_blocks[._]|mid(dle)?_block[._]|blocks\.|layers\.|"
+    r"ip_adapter\.|image_proj\.|adapter\.)|"
+    r"(.*\.)?(weight|bias)\Z|(negative_)?(pooled_)?prompt_embeds\Z|encoder_hidden_states\Z"
+)
 
 
 def plan_embedding(
@@ -86,7 +96,7 @@ def _find(tensors: Mapping[str, TensorEntry], widths: set[int], trigger: str | N
     if known or all(IN_BRACKETS.match(name) for name in names):
         return Found.of(tensors, trigger)
     only = next(iter(tensors.values()))
-    plain = len(names) == 1 and not only.name.endswith((".weight", ".bias"))
+    plain = len(names) == 1 and not _OF_A_MODEL.match(only.name)
     if plain and len(only.shape) in (1, 2) and only.shape[-1] in widths:
         return Found.of(tensors, None)
     return None
