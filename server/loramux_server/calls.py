@@ -6,6 +6,7 @@ ours and gives no status.
 
 import time
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -21,15 +22,17 @@ _log = structlog.stdlib.get_logger(__name__)
 
 class Call:
     """One RPC; what leaves it by another way than a return or `end` is a cancel. caller: the verified name, where
-    there is one."""
+    there is one; request_id: of the request for pictures that it brought, once that is taken in."""
 
     def __init__(self, metrics: Metrics, tracing: Tracing | None, service: str, method: str, context: Any) -> None:
         self._metrics, self._labels = metrics, (service, method)
         self._span = None if tracing is None else tracing.rpc(service, method, context.invocation_metadata() or ())
         self._ended = False
         self.caller: str | None = None
+        self.request_id: str | None = None
 
     def __enter__(self) -> "Call":
+        _CURRENT.set(self)
         self._started = time.monotonic()
         self._metrics.rpcs_started.labels(*self._labels).inc()
         return self
@@ -38,14 +41,15 @@ class Call:
         if not self._ended:
             self.end("OK" if error is None else "CANCELLED")
 
-    def end(self, code: str) -> None:
-        """Tells of the call, with its status by name. Before the status is sent: who has it finds the call counted,
-        logged and traced."""
+    def end(self, code: str, reason: str | None = None) -> None:
+        """Tells of the call, with its status by name and, of an error of ours, the reason. Before the status is sent:
+        who has it finds the call counted, logged and traced."""
         self._ended = True
         seconds = time.monotonic() - self._started
         self._metrics.rpcs_handled.labels(*self._labels, code).inc()
         self._metrics.rpc_seconds.labels(*self._labels).observe(seconds, exemplar())
-        known = {} if self.caller is None else {"caller": self.caller}
+        told = {"reason": reason, "request_id": self.request_id, "caller": self.caller}
+        known = {name: value for name, value in told.items() if value is not None}
         service, method = self._labels
         _log.info("rpc", service=service, method=method, code=code, seconds=round(seconds, 3), **known)
         if self._span is not None:
@@ -85,6 +89,15 @@ class Writing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+
+_CURRENT: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+def brought(request_id: str) -> None:
+    """The call that is being answered, where there is one, brought this request for pictures."""
+    if (call := _CURRENT.get()) is not None:
+        call.request_id = request_id
 
 
 def count_unknown(metrics: Metrics) -> None:

@@ -136,7 +136,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         failure = failure_of(error)
         if isinstance(error, _TURNED_AWAY):
             self._metrics.rejected.labels(failure.reason).inc()
-        call.end(failure.code.name)
+        call.end(failure.code.name, failure.reason)
         trailer = ("grpc-status-details-bin", failure.status.SerializeToString())
         await context.abort(failure.code, failure.status.message, (trailer,))
 

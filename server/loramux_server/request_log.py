@@ -12,10 +12,13 @@ from contextlib import contextmanager
 import structlog
 
 from loramux_server.callers import current
+from loramux_server.calls import brought
 from loramux_server.metrics import Metrics
 from loramux_server.requests import Done, Job, Timings, Told
 from loramux_server.tracing import Tracing, exemplar, named
 
+_PHASES = ("load", "encode", "denoise", "decode")
+_PARTS = ("queue", *_PHASES)
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -41,6 +44,7 @@ class RequestLog:
     def following(self, job: Job) -> Generator[Heard]:
         """While a request is answered. Its outcome is done, cancelled, or the name of the error it ended with."""
         heard, started, outcome = Heard(), time.monotonic(), "cancelled"
+        brought(job.id)
         try:
             yield heard
             outcome = "done" if heard.done is not None else "cancelled"
@@ -61,13 +65,13 @@ class RequestLog:
         metrics, points_at = self._metrics, exemplar(job.id)
         metrics.queue_seconds.labels(job.priority).observe(timings.queue, points_at)
         metrics.request_seconds.observe(timings.total, points_at)
-        for phase in ("load", "encode", "denoise", "decode"):
+        for phase in _PHASES:
             metrics.phase_seconds.labels(phase).observe(getattr(timings, phase), points_at)
 
     def _write(self, job: Job, outcome: str, seconds: float, timings: Timings | None) -> None:
         _log.info(
             "request",
-            request=job.id,
+            request_id=job.id,
             outcome=outcome,
             caller=current().holder,
             images=job.num_images,
@@ -78,8 +82,6 @@ class RequestLog:
             seed=job.seed,
             blend=[named(weighted) for weighted in job.blend],
             seconds=round(seconds, 3),
-            queue_seconds=None if timings is None else round(timings.queue, 3),
-            denoise_seconds=None if timings is None else round(timings.denoise, 3),
-            decode_seconds=None if timings is None else round(timings.decode, 3),
+            **{f"{part}_seconds": None if timings is None else round(getattr(timings, part), 3) for part in _PARTS},
             **({"prompt": job.prompt, "negative_prompt": job.negative_prompt} if self._prompts else {}),
         )

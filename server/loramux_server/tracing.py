@@ -103,7 +103,7 @@ class Tracing:
 
         now = time.time()
         began = now - seconds
-        attributes = {"loramux.request": job.id, "loramux.outcome": outcome, "loramux.images": job.num_images}
+        attributes = {"loramux.request_id": job.id, "loramux.outcome": outcome, "loramux.images": job.num_images}
         attributes |= {"loramux.blend": [named(weighted) for weighted in job.blend]}
         request = self._tracer.start_span("request", _under(_SPAN.get()), attributes=attributes, start_time=_ns(began))
         if outcome not in ("done", "cancelled"):

@@ -180,17 +180,17 @@ class Taking(grpc.GenericRpcHandler):
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
 @pytest.mark.parametrize(
-    ("token", "code"),
+    ("token", "code", "reason"),
     [
-        (None, grpc.StatusCode.UNAUTHENTICATED),
-        ("b", grpc.StatusCode.UNAUTHENTICATED),
-        ("reader", grpc.StatusCode.PERMISSION_DENIED),
-        ("often", grpc.StatusCode.RESOURCE_EXHAUSTED),
-        ("boss", None),
+        (None, grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING"),
+        ("b", grpc.StatusCode.UNAUTHENTICATED, "TOKEN_UNKNOWN"),
+        ("reader", grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"),
+        ("often", grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_RATE"),
+        ("boss", None, None),
     ],
 )
 async def test_a_message_of_a_stranger_is_refused_before_it_is_taken(
-    method: str, token: str | None, code: grpc.StatusCode | None
+    method: str, token: str | None, code: grpc.StatusCode | None, reason: str | None
 ) -> None:
     """A unary one too, of which gRPC by itself receives and parses all bytes before anybody is asked."""
     size, path = 32 << 20, f"/loramux.v1.GenerationService/{method}"
@@ -229,7 +229,8 @@ async def test_a_message_of_a_stranger_is_refused_before_it_is_taken(
         "grpc_server_handled_total", {**named, "grpc_code": code.name if code else "OK"}
     )
     assert handled == metrics.registry.get_sample_value("grpc_server_started_total", named) == 1
-    assert [line["code"] for line in lines if line["event"] == "rpc"] == [code.name if code else "OK"]
+    (line,) = [line for line in lines if line["event"] == "rpc"]
+    assert (line["code"], line.get("reason")) == (code.name if code else "OK", reason)
     if code is None:
         assert taking.read == [size] and wire.passed > size
     else:
@@ -435,11 +436,12 @@ async def test_prompts_are_logged_only_where_that_is_asked_for(asked: bool) -> N
     asking = "a secret wish", "no luck", TextMode(), (), None, sampling, 7, 2, 64, 32, Output(), Priority.NORMAL
     log = RequestLog(Metrics(), prompts=asked)
     with capture_logs() as lines, log.following(Job("id-1", *asking)) as heard:
-        heard.hear(Done(Timings(0.1, 0.2, 0.3, 0.6)))
+        heard.hear(Done(Timings(0.1, 0.2, 0.3, 0.6, load=0.04, encode=0.05)))
     (line,) = lines
     assert ("secret wish" in str(line)) is asked and ("no luck" in str(line)) is asked
-    assert (line["request"], line["outcome"], line["caller"]) == ("id-1", "done", "gallery")
+    assert (line["request_id"], line["outcome"], line["caller"]) == ("id-1", "done", "gallery")
     assert (line["queue_seconds"], line["denoise_seconds"], line["decode_seconds"]) == (0.1, 0.2, 0.3)
+    assert (line["load_seconds"], line["encode_seconds"]) == (0.04, 0.05)
     for error, outcome in ((asyncio.CancelledError(), "cancelled"), (BadSetting("x"), "BadSetting")):
         with pytest.raises(type(error)), capture_logs() as lines, log.following(Job("id-1", *asking)):
             raise error

@@ -95,9 +95,11 @@ async def test_a_request_is_told_from_its_call_to_its_decoding(traced: Traced) -
     assert _told(request)["loramux.blend"] == (f"ink@1:{version.digest[:12]}*1",)
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
     (told,) = (line for line in said if line["event"] == "request")
-    assert (told["trace_id"], told["request"]) == (TRACE, _told(request)["loramux.request"])
+    assert (told["trace_id"], told["request_id"]) == (TRACE, _told(request)["loramux.request_id"])
+    (of_call,) = (line for line in said if line["event"] == "rpc")
+    assert (of_call["trace_id"], of_call["request_id"]) == (TRACE, told["request_id"]) and "reason" not in of_call
     _check_order(traced)
-    await _check_exemplars(traced, str(told["request"]))
+    await _check_exemplars(traced, str(told["request_id"]))
 
 
 def _times(traced: Traced, name: str) -> tuple[int, int]:
