@@ -53,13 +53,15 @@ class Wire:
         tasks = set[asyncio.Task[None]]()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.add(writer)
             there, back = await asyncio.open_connection("127.0.0.1", port)
-            self._writers |= {writer, back}
-            tasks.update(
-                {asyncio.ensure_future(self.relay(reader, back)), asyncio.ensure_future(self.relay(there, writer))}
-            )
+            self._writers.add(back)
+            await asyncio.gather(self.relay(reader, back), self.relay(there, writer))
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.add(asyncio.ensure_future(connected(reader, writer)))
+
+        server = await asyncio.start_server(accepted, "127.0.0.1", 0)
         try:
             yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         finally:
