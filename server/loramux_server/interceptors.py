@@ -137,8 +137,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if isinstance(error, _TURNED_AWAY):
             self._metrics.rejected.labels(failure.reason).inc()
         call.end(failure.code.name, failure.reason)
-        trailer = ("grpc-status-details-bin", failure.status.SerializeToString())
-        await context.abort(failure.code, failure.status.message, (trailer,))
+        await context.abort(failure.code, failure.status.message, failure.trailers)
 
 
 def _answer(entry: Entry, context: Any) -> str | None:

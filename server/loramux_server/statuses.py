@@ -33,6 +33,7 @@ _FRAME = 12  # bytes, at most, around the two texts of a field at fault or of an
 _REST = 96  # bytes, at most, of BadRequest without its fields, and of the entry `left_out`
 _ELSEWHERE_S = 1.0  # until a balancer has noticed that this server stops, or another one is up
 _BUSY_S = 2.0  # until a call that writes to an upload is likely to have ended
+_MOST_MS = (1 << 31) - 1  # 24 days: clients take what is no int32 for "do not try again"
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}  # bytes that travel as they are in a message
 
 _FieldViolation = error_details_pb2.BadRequest.FieldViolation
@@ -43,11 +44,21 @@ _Details = tuple[grpc.StatusCode, str, dict[str, str], list[Message]]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a call fails. reason: ErrorInfo's."""
+    """How a call fails. reason: ErrorInfo's; retry: RetryInfo's seconds, None without it."""
 
     code: grpc.StatusCode
     reason: str
     status: status_pb2.Status
+    retry: int | None = None
+
+    @property
+    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What goes with code and message. A client that tries again by itself reads no RetryInfo, but the time of
+        gRFC A6, in milliseconds."""
+        details = ("grpc-status-details-bin", self.status.SerializeToString())
+        if self.retry is None:
+            return (details,)
+        return details, ("grpc-retry-pushback-ms", str(min(self.retry * 1000, _MOST_MS)))
 
 
 class _Room:
@@ -81,7 +92,8 @@ def failure_of(error: Exception) -> Failure:
     if room.left_out:
         info.metadata[LEFT_OUT] = str(room.left_out)
     faults = [error_details_pb2.BadRequest(field_violations=bad)] if bad else []
-    return Failure(code, info.reason, _packed(status, info, *faults, *details))
+    retry = next((each.retry_delay.seconds for each in details if isinstance(each, error_details_pb2.RetryInfo)), None)
+    return Failure(code, info.reason, _packed(status, info, *faults, *details), retry)
 
 
 def escaped_bytes(message: str) -> int:

@@ -2,6 +2,7 @@
 
 import base64
 import inspect
+import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -15,7 +16,9 @@ from grpc_status import rpc_status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramux_server import errors
+from loramux_client import AsyncClient
+from loramux_client.errors import DeadlineExceeded
+from loramux_server import errors, statuses
 from loramux_server.interceptors import Interceptor
 from loramux_server.metrics import Metrics
 from loramux_server.statuses import LEFT_OUT, MAX_BYTES, Failure, failure_of
@@ -129,27 +132,35 @@ def test_what_fits_is_told_whole() -> None:
 
 
 class Failing(grpc.GenericRpcHandler):
-    """Its one method fails with an error that the test puts here."""
+    """Any unary call fails with an error that the test puts here; the first `times` calls do, the others are answered
+    with nothing."""
 
     error: Exception
 
+    def __init__(self) -> None:
+        self.asked, self.times = 0, 1 << 30
+
     def service(self, handler_call_details: Any) -> Any:
         async def fail(request: bytes, context: Any) -> bytes:
-            raise self.error
+            self.asked += 1
+            if self.asked <= self.times:
+                raise self.error
+            return b""
 
         return grpc.unary_unary_rpc_method_handler(fail)
 
 
 @pytest.fixture
 async def failing() -> AsyncIterator[Any]:
-    """The handler, and the method as a client has it."""
+    """The handler, where it is, and a method as a client has it."""
     handler = Failing()
     server = grpc.aio.server(interceptors=[Interceptor(Metrics())], options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield SimpleNamespace(handler=handler, call=channel.unary_unary("/any.Service/Fail"))
+    target = f"127.0.0.1:{port}"
+    async with grpc.aio.insecure_channel(target) as channel:
+        yield SimpleNamespace(handler=handler, target=target, call=channel.unary_unary("/any.Service/Fail"))
     await server.stop(None)
 
 
@@ -172,3 +183,38 @@ async def test_a_refusal_arrives_with_its_reason(failing: Any, letter: str, size
         assert status is not None, (error, caught.value.code(), caught.value.details())
         assert caught.value.code() is failure_of(error).code
         assert opened(status).info.reason == failure_of(error).reason
+
+
+async def test_a_client_that_tries_again_by_itself_waits_as_long_as_it_is_told(failing: Any) -> None:
+    """The client's own pause would outlast the call's deadline; what is told does not."""
+    failing.handler.error, failing.handler.times = errors.Draining("stops"), 1
+    policy = {"maxAttempts": 2, "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}
+    policy |= {"initialBackoff": "3600s", "maxBackoff": "3600s"}
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    async with grpc.aio.insecure_channel(failing.target, [("grpc.service_config", config)]) as channel:
+        assert await channel.unary_unary("/any.Service/Fail")(b"", timeout=60) == b""
+    assert failing.handler.asked == 2
+
+
+async def test_the_typed_client_does_not_come_back_before(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own pause of 0.2 s would bring it back before its deadline."""
+    monkeypatch.setattr(statuses, "_ELSEWHERE_S", 3600.0)
+    failing.handler.error = errors.Draining("stops")
+    async with AsyncClient(failing.target, timeout=3) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.get_adapter("ink")
+    assert failing.handler.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (errors.Draining(""), "1000"),
+        (errors.Busy("", 7.4), "7000"),
+        (errors.OverLimit("COST_RATE", "", "", 1e9), "2147483647"),  # an int32, or clients take it for "never"
+        (errors.TooLate("", 7.0), None),
+        (shelf.DiskFailed("", ""), None),
+    ],
+)
+def test_who_is_told_a_time_is_told_it_twice(error: Exception, told: str | None) -> None:
+    assert dict(failure_of(error).trailers).get("grpc-retry-pushback-ms") == told
