@@ -481,15 +481,31 @@ def test_a_taken_port_is_told_in_one_line(server: Running, tmp_path: Path) -> No
     assert f"127.0.0.1:{port}" in told
 
 
-def test_a_bad_base_is_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--base", "FOLDER"], "model_index.json"),
+        (["--base", "/nope"], "base /nope is no folder and no file"),
+        (
+            ["--device", "cuda"],
+            f"device is 'cuda', and torch {torch.__version__} is built without CUDA; expected cpu, or auto",
+        ),
+        (["--host", "0.0.0.0"], "host: 0.0.0.0 can be reached from other machines."),
+        (["--pool-bytes", "1048576"], "pool_bytes is 1048576, expected at least "),
+    ],
+)
+def test_a_setting_that_does_not_suit_is_told_in_one_line(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, whose memory and log stay as they are."""
     monkeypatch.setattr(memory, "keep_freed", lambda: None)
     monkeypatch.setattr(logs, "configure", lambda *_: None)
-    assert cli.main(["serve", "--store", str(tmp_path / "store"), "--base", str(tmp_path)]) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    given = [option.replace("FOLDER", str(tmp_path)) for option in options]
+    assert cli.main(["serve", "--store", str(tmp_path / "store"), "--metrics-port", "0", *given]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("loramux: ") and told.count("\n") == 1 and "model_index.json" in told
+    assert told.startswith("loramux: ") and said in told and told.count("\n") == 1
 
 
 def test_health_and_http(server: Running) -> None:

@@ -24,13 +24,13 @@ from loramux.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
 )
-from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server import images
 from loramux_server.access import read_access
 from loramux_server.adapter_service import AdapterService
 from loramux_server.admission import Admission
 from loramux_server.base_facts import base_facts
 from loramux_server.collectors import Held, MemoryCollector, ResidencyCollector, StoreCollector
+from loramux_server.device import find_device, find_kernels
 from loramux_server.engine import memory_use, row_budget, sampling
 from loramux_server.engine.compiled_reader import CompiledReader
 from loramux_server.engine.engine import Engine, Fixed, Observer
@@ -128,7 +128,7 @@ class App:
         self.metrics = metrics or Metrics(settings.adapter_series)
         self.tracing = tracing or _tracing(settings, self.version)
         base = _load(settings)
-        impl = _impl(settings.kernels, base.device, base.unet.dtype)
+        impl = find_kernels(settings.kernels, base.device, base.unet.dtype)
         self.store = Store.open(
             settings.store, quota_bytes=settings.quota_bytes, upload_idle_s=settings.upload_idle_seconds
         )
@@ -340,29 +340,10 @@ def _held(engine: Engine) -> list[Held]:
 
 
 def _load(settings: Settings) -> Base:
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(settings.device)
     if settings.base == BUILTIN:
-        return load_base(BUILTIN_FOLDER / "base", BUILTIN, torch.device(device))
-    return load_base(*find_base(settings.base), torch.device(device))
-
-
-def _impl(kernels: str, device: torch.device, dtype: torch.dtype) -> Impl:
-    """The implementation of the adapter arithmetic that was asked for, once it was seen to work on the device.
-
-    Raises:
-        BadSetting: where it cannot run there or computes something else.
-    """
-    impl = default_impl(device) if kernels == "auto" else cast("Impl", kernels)
-    try:
-        check_impl(impl, device)
-        if impl != "reference":
-            self_test(impl, device, dtype)
-    except Exception as error:  # a compiler's or a driver's, of many kinds
-        raise BadSetting(f"kernels is {kernels!r}: {error}; --kernels reference does without them") from error
-    _log.info("kernels", implementation=impl, device=str(device))
-    return impl
+        return load_base(BUILTIN_FOLDER / "base", BUILTIN, device)
+    return load_base(*find_base(settings.base), device)
 
 
 def _fixed(settings: Settings) -> Fixed | None:

@@ -43,7 +43,7 @@ def _run(settings: Settings) -> int:
     if settings.device != "cuda":
         memory.keep_freed()
     from loramux_server import app, logs
-    from loramux_server.errors import LoraMuxError
+    from loramux_server.errors import BadBase, LoraMuxError
     from loramux_store.errors import StoreError
 
     logs.configure(getattr(logging, settings.log_level.upper()), settings.log_format)
@@ -51,7 +51,7 @@ def _run(settings: Settings) -> int:
         asyncio.run(app.serve(settings, _announce))
     except (LoraMuxError, StoreError, OSError, RuntimeError) as error:
         print(f"loramux: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, BadSetting | BadBase) else 1
     return 0
 
 
