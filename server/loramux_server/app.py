@@ -44,7 +44,7 @@ from loramux_server.gate import Gate
 from loramux_server.http import AdminServer
 from loramux_server.interceptors import Interceptor
 from loramux_server.janitor import keep_clean
-from loramux_server.listening import listen, refuse_openness
+from loramux_server.listening import address, bare, listen, refuse_openness, refuse_strange
 from loramux_server.metrics import Metrics
 from loramux_server.open_calls import OpenCalls
 from loramux_server.reloading import Watched, keep_current
@@ -99,12 +99,22 @@ _log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Where a server listens."""
+    """Where a server listens. http_port: of its HTTP side."""
 
     host: str
     grpc_port: int
     http_port: int
     base: str
+
+    @property
+    def grpc(self) -> str:
+        """HOST:PORT."""
+        return address(self.host, self.grpc_port)
+
+    @property
+    def http(self) -> str:
+        """HOST:PORT."""
+        return address(self.host, self.http_port)
 
 
 class App:
@@ -287,10 +297,11 @@ def open_http(settings: Settings, metrics: Metrics) -> AdminServer:
     """The HTTP side, which answers from now on.
 
     Raises:
-        BadSetting: where strangers could reach the server.
+        BadSetting: where strangers could reach the server, or nobody could.
     """
     refuse_openness(settings)
-    return AdminServer(settings.host, settings.metrics_port, metrics.registry, version=package_version("loramux"))
+    refuse_strange("host", settings.host)
+    return AdminServer(bare(settings.host), settings.metrics_port, metrics.registry, version=package_version("loramux"))
 
 
 async def serve(settings: Settings, on_ready: Callable[[Ready], None]) -> None:

@@ -56,7 +56,4 @@ def _run(settings: Settings) -> int:
 
 
 def _announce(ready: "Ready") -> None:
-    print(
-        f"loramux ready grpc={ready.host}:{ready.grpc_port} http={ready.host}:{ready.http_port} base={ready.base}",
-        flush=True,
-    )
+    print(f"loramux ready grpc={ready.grpc} http={ready.http} base={ready.base}", flush=True)

@@ -3,6 +3,7 @@
 Takes a registry and, once there is somebody to ask, two questions; gives plain text. It knows no request and no engine.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -21,6 +22,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Quiet(WSGIRequestHandler):
     timeout = 10  # seconds that a connection may stay silent
 
@@ -30,6 +35,8 @@ class _Quiet(WSGIRequestHandler):
 
 class AdminServer:
     """Listens from construction on, as alive and not ready until `ask`; `port` is the port it got.
+
+    host: a name, or an address without brackets.
 
     Raises:
         OSError: where the address is taken.
@@ -54,7 +61,7 @@ class AdminServer:
             start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
             return [f"{text}\n".encode()]
 
-        self._server = make_server(host, port, answer, _Server, _Quiet)
+        self._server = make_server(host, port, answer, _Server6 if ":" in host else _Server, _Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 

@@ -1,8 +1,9 @@
 """Where the server listens, and whether it may: beyond this machine only encrypted and with callers that are known.
 
-Takes settings; gives a port. It knows no calls.
+Takes settings; gives a port, and addresses as they are written. It knows no calls.
 """
 
+import socket
 from ipaddress import ip_address
 
 import grpc.aio
@@ -15,9 +16,30 @@ from loramux_server.tls import Credentials
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach it."""
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return ip_address(bare(host)).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def bare(host: str) -> str:
+    """Without the brackets that IPv6 addresses may have: as sockets take it."""
+    return host.removeprefix("[").removesuffix("]")
+
+
+def address(host: str, port: int) -> str:
+    """HOST:PORT, an IPv6 address in brackets."""
+    host = bare(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def refuse_strange(name: str, host: str) -> None:
+    """Raises BadSetting where this machine cannot listen there, whatever the port. name: of the setting."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(bare(host), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.bind(where)
+    except OSError as error:
+        raise BadSetting(f"{name}: {host} is no address that this machine can listen on: {error}") from None
 
 
 def refuse_openness(settings: Settings) -> None:
@@ -38,7 +60,7 @@ def listen(server: grpc.aio.Server, settings: Settings, credentials: Credentials
     Raises:
         RuntimeError: where the address is taken.
     """
-    address = f"{settings.host}:{settings.port}"
+    where = address(settings.host, settings.port)
     if credentials is None:
-        return server.add_insecure_port(address)
-    return server.add_secure_port(address, credentials.grpc_form)
+        return server.add_insecure_port(where)
+    return server.add_secure_port(where, credentials.grpc_form)
