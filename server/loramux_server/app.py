@@ -99,10 +99,11 @@ _log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Where a server listens. http_port: of its HTTP side."""
+    """Where a server listens."""
 
     host: str
     grpc_port: int
+    http_host: str
     http_port: int
     base: str
 
@@ -114,7 +115,7 @@ class Ready:
     @property
     def http(self) -> str:
         """HOST:PORT."""
-        return address(self.host, self.http_port)
+        return address(self.http_host, self.http_port)
 
 
 class App:
@@ -200,7 +201,7 @@ class App:
             await server.start()
             await watchdog.look()
             self._ready = True
-            on_ready(Ready(settings.host, port, admin.port, self.engine.base.name))
+            on_ready(Ready(settings.host, port, settings.http_host, admin.port, self.engine.base.name))
             work = (
                 _watch_lag(self.metrics, stop),
                 watchdog.watch(stop),
@@ -301,7 +302,10 @@ def open_http(settings: Settings, metrics: Metrics) -> AdminServer:
     """
     refuse_openness(settings)
     refuse_strange("host", settings.host)
-    return AdminServer(bare(settings.host), settings.metrics_port, metrics.registry, version=package_version("loramux"))
+    refuse_strange("metrics_host", settings.http_host)
+    return AdminServer(
+        bare(settings.http_host), settings.metrics_port, metrics.registry, version=package_version("loramux")
+    )
 
 
 async def serve(settings: Settings, on_ready: Callable[[Ready], None]) -> None:

@@ -52,10 +52,15 @@ class Settings(BaseSettings):
     upload_idle_seconds: float = Field(
         default=86400.0, gt=0, description="An unfinished upload that nobody goes on with is thrown away after these."
     )
-    host: str = Field(default="127.0.0.1", description="Address to listen on, for gRPC and HTTP.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
     metrics_port: int = Field(
         default=9090, ge=0, le=65535, description="HTTP port of /metrics, /livez, /readyz; 0 picks a free one."
+    )
+    metrics_host: str | None = Field(
+        default=None,
+        description="Address of HTTP, which has neither encryption nor tokens and tells names of adapters; unset: that "
+        "of --host.",
     )
     tls_cert: Path | None = Field(default=None, description="Certificate chain of the gRPC port, PEM; with --tls-key.")
     tls_key: Path | None = Field(default=None, description="Private key of the certificate, PEM.")
@@ -149,6 +154,11 @@ class Settings(BaseSettings):
         default="json", description="A JSON object a line, or text for people."
     )
     log_prompts: bool = Field(default=False, description="Log the prompts of requests, which may be private.")
+
+    @property
+    def http_host(self) -> str:
+        """Where HTTP listens."""
+        return self.host if self.metrics_host is None else self.metrics_host
 
     @classmethod
     def settings_customise_sources(

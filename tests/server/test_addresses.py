@@ -49,6 +49,15 @@ async def test_a_server_on_all_addresses_is_found_at_those_of_both_kinds(tmp_pat
     await living.shut()
 
 
+async def test_http_may_listen_elsewhere(tmp_path: Path) -> None:
+    serving = await start(tmp_path / "store", "--host", "127.0.0.1", "--metrics-host", "127.0.0.2")
+    assert serving.target.startswith("127.0.0.1:") and serving.http.startswith("127.0.0.2:")
+    assert "loramux_engine_up" in serving.metrics()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(serving.http.rpartition(":")[2])), timeout=10)
+    assert await serving.stop() == 0
+
+
 def test_an_address_that_is_not_the_machines_is_refused() -> None:
     for host in ("192.0.2.7", "2001:db8::7"):
         with pytest.raises(BadSetting, match=rf"^host: {host} is no address that this machine can listen on: "):
