@@ -85,13 +85,18 @@ async def answer_all(living: Living, calls: int) -> None:
     told, chance = Counter[tuple[str, str]](), random.Random(0)
     async with grpc.aio.insecure_channel(living.target) as channel:
         for start in range(0, calls, _AT_ONCE):
-            planned = [(METHODS[(start + n) % len(METHODS)], random.Random(chance.random())) for n in range(_AT_ONCE)]
-            for method, code in await asyncio.gather(*(call(channel, *each) for each in planned)):
+            planned = [(METHODS[(start + n) % len(METHODS)], chance.random()) for n in range(_AT_ONCE)]
+            planned += [
+                each for each in planned if each[0].name == "Generate"
+            ]  # some have an id, under which they meet
+            calls_made = (call(channel, method, random.Random(seed)) for method, seed in planned)
+            for method, code in await asyncio.gather(*calls_made):
                 told[method, code] += 1
     methods = {method for method, _ in told}
     assert methods == {method.name for method in METHODS}
     assert {code for _, code in told} >= {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}, told
     assert told["Generate", "OK"] and told["Generate", "INVALID_ARGUMENT"], told
+    assert living.sample("loramux_repeated_requests_total", how="joined"), "none met under its id"
 
 
 async def call(channel: grpc.aio.Channel, method: MethodDescriptor, chance: random.Random) -> tuple[str, str]:
@@ -117,7 +122,8 @@ async def call(channel: grpc.aio.Channel, method: MethodDescriptor, chance: rand
 
 
 def _sendable(message: Message, chance: random.Random) -> Message:
-    """Of a request for pictures mostly one that is right but for two fields, and none that draws for minutes."""
+    """Of a request for pictures mostly one that is right but for two fields, often with an id that another may have,
+    and none that draws for minutes."""
     if not isinstance(message, generation_pb2.GenerateRequest):
         return message
     if chance.random() < 0.8:
@@ -126,6 +132,8 @@ def _sendable(message: Message, chance: random.Random) -> Message:
             if field not in [kept for kept, _ in said]:
                 message.ClearField(field.name)
         message.prompt = message.prompt or "a red apple"
+    if chance.random() < 0.5:
+        message.request_id = f"request-{chance.randrange(100)}"
     message.steps = min(message.steps or 1, 2)
     message.num_images = min(message.num_images or 1, 2)
     del message.timesteps[4:]
