@@ -44,7 +44,7 @@ class Serving:
     client: AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = AsyncClient(self.target, timeout=60)
+        self.client = AsyncClient(self.target, timeout=60, retries=0)
 
     @property
     def port(self) -> int:

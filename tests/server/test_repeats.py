@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from by_hand import ByHand, Taken, context
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loramux.v1 import generation_pb2
@@ -239,6 +239,7 @@ class Call:
     request_id: str
     prompt: str
     task: asyncio.Task[Response]
+    left: bool = False
 
 
 @dataclass
@@ -269,7 +270,8 @@ class Story:
                 task = asyncio.create_task(self.hand.service.Generate(asked, context()))
                 self.calls.append(Call(*rest, task))
             case "leave" if self.calls:
-                self.calls[rest[0] % len(self.calls)].task.cancel()
+                leaving = self.calls[rest[0] % len(self.calls)]
+                leaving.left |= leaving.task.cancel()
             case "finish" | "fail" if living := self.living():
                 taken = living[rest[0] % len(living)]
                 taken.finish() if what == "finish" else taken.fail(PictureFailed("no"))
@@ -305,7 +307,9 @@ async def tell(steps: list[tuple[tuple[Any, ...], int]]) -> None:
     await story.settle()
     answers = dict[str, set[bytes]]()
     for number, call in enumerate(story.calls):
-        if not call.task.cancelled():
+        if call.task.cancelled():
+            assert call.left, "nobody else ends a call"
+        else:
             asked_before = {c.prompt for c in story.calls[:number] if c.request_id == call.request_id}
             match call.task.exception():
                 case None:
@@ -326,8 +330,15 @@ async def tell(steps: list[tuple[tuple[Any, ...], int]]) -> None:
         assert (request_id in answers) <= drawn <= (request_id in answers) + left, "more only where nobody waited"
 
 
+CALL, LEAVE = ("call", "x", "a dog"), ("leave", 0)
+
+
 @settings(max_examples=80, deadline=None)
 @given(steps=SCHEDULES)
+@example([(CALL, 12), (LEAVE, 0)])
+@example([(CALL, 12), (CALL, 12), (LEAVE, 0)])
+@example([(CALL, 12), (LEAVE, 0), (CALL, 12), (CALL, 12)])
+@example([(CALL, 12), (LEAVE, 1), (CALL, 12), (CALL, 12)])
 def test_any_interleaving(steps: list[tuple[tuple[Any, ...], int]]) -> None:
     asyncio.run(tell(steps))
 
