@@ -22,6 +22,7 @@ from loramux_store.catalog_queries import (
     adapter_query,
     event_page,
     pin_query,
+    report_query,
     version_page,
     version_query,
 )
@@ -45,6 +46,7 @@ from loramux_store.errors import Changed, DiskFailed, NoSpace, NotFound
 from loramux_store.layout import Layout
 from loramux_store.names import Ref
 from loramux_store.record import (
+    AcceptReport,
     AdapterChange,
     AdapterRecord,
     AuditEvent,
@@ -54,6 +56,7 @@ from loramux_store.record import (
     VersionRecord,
     VersionSummary,
 )
+from loramux_store.report_json import report_from_json
 from loramux_store.schema import adapters, aliases, blobs, layouts, migrate, open_engine, versions
 from loramux_store.selection import Selection
 from loramux_store.sqlite_errors import told
@@ -240,6 +243,12 @@ class Catalog:
         """Whether a version has those bytes."""
         with self._reading() as connection:
             return connection.scalar(sa.select(blobs.c.digest).where(blobs.c.digest == digest)) is not None
+
+    def report_on(self, blob_digest: str, layout_digest: str) -> AcceptReport | None:
+        """What was found in those bytes for that layout, where a version has them; deleted adapters' too."""
+        with self._reading() as connection:
+            found = connection.scalar(report_query(blob_digest, layout_digest))
+        return None if found is None else report_from_json(found)
 
     def listed(self) -> Listed:
         """What the rows speak of now."""

@@ -13,7 +13,16 @@ import sqlalchemy as sa
 from loramux_store.schema import adapters, aliases, audit, blobs, details, layouts, pins, versions
 from loramux_store.selection import Selection
 
-__all__ = ["Key", "adapter_page", "adapter_query", "event_page", "pin_query", "version_page", "version_query"]
+__all__ = [
+    "Key",
+    "adapter_page",
+    "adapter_query",
+    "event_page",
+    "pin_query",
+    "report_query",
+    "version_page",
+    "version_query",
+]
 
 Key = tuple[int, str]
 """Where a page of adapters ended: the time that it is ordered by (0 where by name), and the name."""
@@ -54,6 +63,13 @@ def version_query(name: str, number: int) -> sa.Select[Any]:
     """A version with its details."""
     query = sa.select(*_VERSION, details.c.options, details.c.report).select_from(_DETAILED)
     return query.where(adapters.c.name == name, versions.c.number == number)
+
+
+def report_query(blob_digest: str, layout_digest: str) -> sa.Select[Any]:
+    """The first report on those bytes for that layout."""
+    query = sa.select(details.c.report).select_from(_DETAILED)
+    query = query.where(versions.c.blob_digest == blob_digest, versions.c.layout_digest == layout_digest)
+    return query.order_by(versions.c.create_us).limit(1)
 
 
 def version_page(name: str, count: int, below: int | None) -> sa.Select[Any]:

@@ -204,6 +204,8 @@ class Store:
         spec = upload.spec
         container = read_container(upload.path, self._limits.file_bytes)
         plan = self._plan(container, spec)
+        if (found := self._open_catalog().report_on(blob_digest, plan.layout.digest)) is not None:
+            plan = self._plan(container, spec, found)  # versions with one digest share a compiled file
         if spec.validate_only:
             warnings = convert(plan, len)
             return Published(None, _warned(plan.report, warnings), created=False)
@@ -224,9 +226,9 @@ class Store:
         disk.publish(upload.path, self._shelf.blob(new.blob_digest))
         disk.publish(compiled, self._shelf.compiled_file(new.layout.digest, new.digest))
 
-    def _plan(self, container: Container, spec: UploadSpec) -> Plan:
+    def _plan(self, container: Container, spec: UploadSpec, recorded: AcceptReport | None = None) -> Plan:
         wanted = self.layout(spec.layout) if spec.layout is not None else None
-        return planned(container, spec.options, spec.name, self.layouts(), wanted)
+        return planned(container, spec.options, spec.name, self.layouts(), wanted, recorded)
 
     # -- reading -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from lycoris.functional import factorization
 
 from loramux_store import Store, UploadSpec, known_layout
 from loramux_store.formats import operation
+from loramux_store.record import VersionRecord
 
 # Factors made of factors are rounded to float32 once: half an ulp, 6e-8, for each of a few.
 ROUNDED = 6e-7
@@ -77,22 +78,27 @@ def test_what_people_have(store: Store, tmp_path: Path, name: str) -> None:
 
 def test_a_version_stays_what_its_record_says(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a release that made 81 rank rows of a LoHa of dimension 9: its file, made again, is what catalog and engine
-    go by. Pushed today it is a side operation."""
+    go by, and so is that of the same bytes pushed today. Other bytes are a side operation."""
     path, layout = PATHS[0], known_layout("sd1")
-    sample = kinds.loha(9, 3.0)(layout.modules[path].shape, torch.Generator().manual_seed(1))
-    file = af.write(tmp_path / "a.safetensors", kinds.stem_tensors(path, sample))
+
+    def publish(name: str, seed: int) -> tuple[VersionRecord, kinds.Sample]:
+        sample = kinds.loha(9, 3.0)(layout.modules[path].shape, torch.Generator().manual_seed(seed))
+        file = af.write(tmp_path / "a.safetensors", kinds.stem_tensors(path, sample))
+        version = store.publish(file, UploadSpec(name, layout="sd1")).version
+        assert version is not None
+        return version, sample
+
     with monkeypatch.context() as before:
         before.setattr(operation, "MAX_CHEAP", operation.MAX_ROWS)
-        old = store.publish(file, UploadSpec("a", layout="sd1")).version
-    new = store.publish(file, UploadSpec("b", layout="sd1")).version
-    assert old is not None and new is not None and (old.rank, new.rank) == (81, 0)
-    found = store.compiled(old)
-    whole = found.read_bytes()
-    for spoiled in (b"", whole[: len(whole) // 2]):
-        found.write_bytes(spoiled)
+        old, sample = publish("a", 1)
+    whole = store.compiled(old).read_bytes()
+    again, other = publish("b", 1), publish("c", 2)
+    assert (old.rank, again[0].rank, other[0].rank) == (81, 81, 0)
+    for spoiled in (whole, b"", whole[: len(whole) // 2]):
+        store.compiled(old).write_bytes(spoiled)
         assert store.resolve("a").ranks == {path: 81}
-        assert store.compiled(old).read_bytes() == whole
+        assert store.compiled(old).read_bytes() == store.compiled(again[0]).read_bytes() == whole
     assert not store.fsck(full=True)
-    for version in (old, new):
+    for version, made in ((old, sample), again, other):
         delta = af.compiled_delta(store.compiled(version), layout)[path]
-        assert (delta - sample.delta).norm() <= ROUNDED * sample.delta.norm()
+        assert (delta - made.delta).norm() <= ROUNDED * made.delta.norm()
