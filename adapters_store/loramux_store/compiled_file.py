@@ -29,13 +29,14 @@ from typing import Any
 from loramux_store.errors import Refused
 from loramux_store.header import read_container
 from loramux_store.record import Embedding
-from loramux_store.seal import SEAL, is_unbroken, seal_entry
+from loramux_store.seal import SEAL, SEAL_BYTES, is_unbroken, seal_entry
 
 __all__ = [
     "FORMAT",
     "MAX_FILE",
     "NO_FILE_OF_OURS",
     "CompiledModule",
+    "file_bytes",
     "header_bytes",
     "is_current",
     "modules_said",
@@ -86,6 +87,12 @@ def header_bytes(modules: Sequence[CompiledModule], embeddings: Sequence[Embeddi
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the floats lie aligned
     return len(text).to_bytes(8, "little") + text
+
+
+def file_bytes(modules: Sequence[CompiledModule], embeddings: Sequence[Embedding]) -> int:
+    """How large the file becomes."""
+    data = sum(4 * prod(shape) for _, shape in _shapes(modules, embeddings))
+    return len(header_bytes(modules, embeddings)) + data + SEAL_BYTES
 
 
 def _shapes(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramux_store.blobs import Shelf
-from loramux_store.compiled_file import is_current
+from loramux_store.compiled_file import file_bytes, is_current
 from loramux_store.conversion import convert, planned
+from loramux_store.disk import free_bytes
 from loramux_store.errors import DataLoss, DiskFailed, NoSpace
 from loramux_store.formats.plan import Plan
 from loramux_store.header import read_container
@@ -43,8 +44,12 @@ class Compiling:
         self._file_bytes = file_bytes
         self._tell = tell
 
-    def write(self, plan: Plan, part: Path) -> tuple[str, ...]:
-        """Writes what a plan makes to a part file, durably; the warnings that only values can give. Raises Refused."""
+    def write(self, plan: Plan, part: Path, promised: int = 0) -> tuple[str, ...]:
+        """Writes what a plan makes to a part file, durably; the warnings that only values can give. promised: bytes of
+        the disk that others will need. Raises Refused, and NoSpace before anything is written."""
+        size, free = file_bytes(*plan.compiled), max(0, free_bytes(part.parent) - promised)
+        if size > free:
+            raise NoSpace(size, free)
         disk, seal = self._shelf.disk, Seal()
         with disk.create(part) as handle:
 

@@ -211,7 +211,7 @@ class Store:
             return Published(None, _warned(plan.report, warnings), created=False)
         compiled = self._shelf.new_part()
         try:
-            report = _warned(plan.report, self._compiling.write(plan, compiled))
+            report = _warned(plan.report, self._compiling.write(plan, compiled, self._uploads.reserved().remaining))
             upload.sync()
             new = new_version(upload, blob_digest, plan, report, container)
             version, created = self._open_catalog().add_version(

@@ -286,6 +286,26 @@ def test_a_disk_without_room_is_asked_before_any_byte(
     assert waiting.write(data[1:]) == len(data) and waiting.commit().created
 
 
+def test_a_disk_without_room_for_the_compiled_file_is_asked_before_it_is_begun(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What other uploads have announced is theirs."""
+    for seed in (1, 2):
+        content(tmp_path, seed)
+    version = store.publish(tmp_path / "1.safetensors", UploadSpec(name="a")).version
+    assert version is not None
+    size = store.compiled(version).stat().st_size
+    store.begin_upload(spec(b"x" * 1000, "b"), ID).leave()
+    monkeypatch.setattr("loramux_store.compiling.free_bytes", lambda _: size + 999)
+    with monkeypatch.context() as begun, pytest.raises(NoSpace) as caught:
+        begun.setattr("loramux_store.compiling.convert", lambda *_: pytest.fail("it is begun"))  # pyright: ignore[reportUnknownLambdaType]
+        store.publish(tmp_path / "2.safetensors", UploadSpec(name="c"))
+    assert (caught.value.needed, caught.value.free) == (size, size - 1)
+    assert [adapter.name for adapter in store.list_adapters(9).items] == ["a"]
+    monkeypatch.setattr("loramux_store.compiling.free_bytes", lambda _: size + 1000)
+    assert store.publish(tmp_path / "2.safetensors", UploadSpec(name="c")).created
+
+
 def test_unfinished_uploads_are_not_without_number(store: Store) -> None:
     store._limits = Limits(1 << 20, unfinished=3)
     for number in range(3):

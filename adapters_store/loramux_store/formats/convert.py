@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from loramux_store.compiled_file import CompiledModule, header_bytes
+from loramux_store.compiled_file import header_bytes
 from loramux_store.errors import Refused
 from loramux_store.formats.algebra import factored, fold_core, fold_mid, hadamard_rows, kronecker_rows
 from loramux_store.formats.kinds import kronecker_sides
@@ -37,10 +37,7 @@ _DTYPES = {
 
 def convert(plan: Plan, sink: Sink) -> tuple[str, ...]:
     """Write the compiled file to the sink; the warnings that only values can give."""
-    table = [
-        CompiledModule(m.path, m.operation.rank, m.scale, m.operation.axis, m.operation.parts) for m in plan.modules
-    ]
-    sink(memoryview(header_bytes(table, [planned.embedding for planned in plan.embeddings])))
+    sink(memoryview(header_bytes(*plan.compiled)))
     silent = 0
     with plan.container.path.open("rb") as handle:
         for module in plan.modules:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from loramux_store.compiled_file import CompiledModule
 from loramux_store.formats.bundled import is_bundled, plan_bundled
 from loramux_store.formats.detect import Choice, choose
 from loramux_store.formats.fit import magnitude_axis
@@ -19,7 +20,7 @@ from loramux_store.formats.scaling import Scaling
 from loramux_store.formats.tokens import PlannedEmbedding
 from loramux_store.header import Container
 from loramux_store.layout import Layout, ModuleSpec
-from loramux_store.record import AcceptReport, InterpretOptions, MatchedModule
+from loramux_store.record import AcceptReport, Embedding, InterpretOptions, MatchedModule
 
 __all__ = ["Plan", "PlannedModule", "make_plan"]
 
@@ -45,6 +46,14 @@ class Plan:
     modules: tuple[PlannedModule, ...]
     embeddings: tuple[PlannedEmbedding, ...]
     report: AcceptReport
+
+    @property
+    def compiled(self) -> tuple[list[CompiledModule], list[Embedding]]:
+        """What the compiled file will hold."""
+        modules = [
+            CompiledModule(m.path, m.operation.rank, m.scale, m.operation.axis, m.operation.parts) for m in self.modules
+        ]
+        return modules, [planned.embedding for planned in self.embeddings]
 
 
 def make_plan(
