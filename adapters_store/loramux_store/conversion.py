@@ -24,16 +24,17 @@ def planned(
     layouts: Sequence[Layout],
     wanted: Layout | None,
     recorded: AcceptReport | None = None,
+    base: Layout | None = None,
 ) -> Plan:
     """What a file would become. wanted: the layout that it must be of; recorded: what is recorded of it, where it is a
-    version already. Raises Refused, InvalidArgument."""
+    version already; base: the layout of the base that runs here. Raises Refused, InvalidArgument."""
     embedding = plan_embedding(container, options, name, layouts, wanted)
     if embedding is not None:
         return embedding
     if options.trigger is not None:
         raise InvalidArgument("options.trigger", options.trigger, "none: the file is no embedding")
     operations = None if recorded is None else {module.module: module.operation for module in recorded.matched}
-    return make_plan(container, options, layouts, wanted, operations)
+    return make_plan(container, options, layouts, wanted, operations, base)
 
 
 def convert(plan: Plan, sink: Callable[[memoryview], object]) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ class Store:
         self._limits = limits
         self._compiling = Compiling(shelf, self.layout, limits.file_bytes, self._read_anew)
         self._closed = False
+        self._base: Layout | None = None
 
     @classmethod
     def open(
@@ -124,6 +125,10 @@ class Store:
         if layout.name in KNOWN_NAMES and layout.digest != known_layout(layout.name).digest:
             raise InvalidArgument("layout.name", layout.name, "a name not of a known layout")
         self._open_catalog().add_layout(layout)
+
+    def serve_base(self, layout: Layout) -> None:
+        """From now on what fits the layout of this base as well as others is for it; register_layout first."""
+        self._base = layout
 
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout there is: the known ones, then those registered, the newest first."""
@@ -228,7 +233,7 @@ class Store:
 
     def _plan(self, container: Container, spec: UploadSpec, recorded: AcceptReport | None = None) -> Plan:
         wanted = self.layout(spec.layout) if spec.layout is not None else None
-        return planned(container, spec.options, spec.name, self.layouts(), wanted, recorded)
+        return planned(container, spec.options, spec.name, self.layouts(), wanted, recorded, self._base)
 
     # -- reading -----------------------------------------------------------------------------
 

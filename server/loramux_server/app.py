@@ -158,6 +158,7 @@ class App:
         )
         self._collect()
         layout = _registered(self.engine.layout, self.store)
+        self.store.serve_base(layout)
         if settings.base == BUILTIN:
             seed(self.store, BUILTIN_FOLDER / "adapters", settings.store / "seeded")
         max_rows = _max_rows(settings, base, self.engine.later_bytes)

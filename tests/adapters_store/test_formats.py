@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loramux_store import Embedding, InterpretOptions, Layout, Published, Store, UploadSpec, known_layout
+from loramux_store import Embedding, InterpretOptions, Layout, ModuleSpec, Published, Store, UploadSpec, known_layout
+from loramux_store.errors import Refused
 
 ATTENTION = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 TEXT = "text_encoder.text_model.encoder.layers.1"
@@ -356,6 +357,48 @@ def test_evidence_names_what_decided(store: Store, tmp_path: Path) -> None:
     report = publish(store, tmp_path, af.kohya_tensors(made)).report
     assert report.layout_name == "toy_sd1"
     assert any("toy_sd2" in line and "attn2.to_k" in line for line in report.evidence)
+
+
+INPAINTING = Layout(
+    "sd-inpainting", {**known_layout("sd1").modules, "unet.conv_in": ModuleSpec("conv2d", (320, 9, 3, 3))}
+)
+CROSS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+SELF = CROSS.replace("attn2", "attn1")
+SD1_SAID, SD2_SAID = {"ss_base_model_version": "sd_v1"}, {"ss_base_model_version": "sd_v2"}
+
+
+@pytest.mark.parametrize(
+    "base,path,said,layout",
+    [
+        (None, CROSS, {}, "sd1"),
+        (None, CROSS, SD1_SAID, "sd1"),
+        (None, SELF, {}, None),
+        (None, SELF, SD2_SAID, "sd2"),
+        (None, "unet.conv_in", {}, "sd-inpainting"),
+        ("sd1", CROSS, {}, "sd1"),
+        ("sd1", SELF, {}, None),
+        ("sdxl", CROSS, {}, "sd1"),
+        ("sd-inpainting", CROSS, {}, "sd-inpainting"),
+        ("sd-inpainting", CROSS, SD1_SAID, "sd-inpainting"),
+        ("sd-inpainting", SELF, {}, "sd-inpainting"),
+        ("sd-inpainting", SELF, SD2_SAID, "sd2"),
+    ],
+)
+def test_a_base_that_ran_once_takes_no_file_from_a_family_and_one_that_runs_does(
+    store: Store, tmp_path: Path, base: str | None, path: str, said: dict[str, str], layout: str | None
+) -> None:
+    store.register_layout(INPAINTING)
+    if base is not None:
+        store.serve_base(store.layout(base))
+    tensors = af.kohya_tensors(af.factors(INPAINTING, [path]))
+    file = af.write(tmp_path / "a.safetensors", tensors, said)
+    if layout is None:
+        with pytest.raises(Refused, match=r"family_ambiguous: the file fits .*sd1, sd2"):
+            store.publish(file, UploadSpec("a"))
+    else:
+        report = store.publish(file, UploadSpec("a")).report
+        assert report.layout_name == layout
+        assert (path == "unet.conv_in") != any("equally possible" in line for line in report.evidence)
 
 
 def test_layout_option_breaks_a_tie(store: Store, tmp_path: Path) -> None:

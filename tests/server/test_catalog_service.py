@@ -9,6 +9,7 @@ import grpc
 import pytest
 import torch
 from google.protobuf.field_mask_pb2 import FieldMask
+from safetensors.torch import save_file
 from test_shelf_service import Door, adapter_file, refusal
 
 from loramux.v1 import adapter_pb2
@@ -18,7 +19,7 @@ from loramux_client.errors import Aborted, InvalidArgument, NotFound
 from loramux_server.callers import caller_of
 from loramux_server.engine.load_base import load_base
 from loramux_server.engine.lora_layers import wrap
-from loramux_store import Layout, MatchedModule, ModuleSpec
+from loramux_store import Layout, MatchedModule, ModuleSpec, UploadSpec
 from loramux_store.footprint import device_bytes, layer_group
 
 
@@ -191,3 +192,18 @@ def test_device_bytes_are_those_of_the_engines_pools(tiny_base: Path) -> None:
     module, path = modules[0], firsts[0]
     beside = replace(module, axis="output", side_values=7)
     assert device_bytes([beside], layout) == device_bytes([module], layout) + 14 + 4 * specs[path].shape[0]
+
+
+def test_a_file_that_fits_the_base_and_another_ones_layout_is_for_the_base(server: Any, tmp_path: Path) -> None:
+    base = server.app.engine.layout
+    out, _, height, width = base.modules["unet.conv_in"].shape
+    other = {**base.modules, "unet.conv_in": ModuleSpec("conv2d", (out, 9, height, width))}
+    server.app.store.register_layout(Layout("other", other))
+    path = next(path for path, spec in base.modules.items() if path.startswith("unet.") and spec.kind == "linear")
+    out, source = base.modules[path].shape
+    save_file(
+        {f"{path}.lora_A.weight": torch.ones(2, source), f"{path}.lora_B.weight": torch.ones(out, 2)},
+        tmp_path / "a.safetensors",
+    )
+    published = server.app.store.publish(tmp_path / "a.safetensors", UploadSpec("a"))
+    assert published.report.layout_digest == base.digest

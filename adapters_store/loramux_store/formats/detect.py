@@ -2,7 +2,8 @@
 
 Takes the modules of a file and the layouts there are; gives the one reading that fits by every
 name and shape, with the evidence, or Refused: what is wrong with the nearest, or which ones are
-equally possible. Metadata only breaks ties. Knows no tensor values.
+equally possible. Ties are broken by the base that runs, then by a known family before some other base's layout, then by
+metadata. Knows no tensor values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from loramux_store.errors import Refused
 from loramux_store.formats.fit import Misfit, fits_exactly, misfit
 from loramux_store.formats.naming import name_table
 from loramux_store.formats.read import RawModule
-from loramux_store.layout import Layout
+from loramux_store.layout import KNOWN_NAMES, Layout
 
 __all__ = ["Choice", "choose"]
 
@@ -58,8 +59,9 @@ def choose(
     layouts: Iterable[Layout],
     metadata: Mapping[str, str],
     wanted: Layout | None = None,
+    base: Layout | None = None,
 ) -> Choice:
-    """The one layout the modules fit; `wanted` is what the user says it is."""
+    """The one layout the modules fit; `wanted` is what the user says it is, `base` that of the base that runs here."""
     by_digest = {layout.digest: layout for layout in reversed(list(layouts))}
     readings = [
         reading
@@ -72,7 +74,7 @@ def choose(
     if not fitting:
         raise _nearest_fault(readings)
     exact = [reading for reading in fitting if reading.exact] or fitting
-    chosen, how = _one(exact, metadata)
+    chosen, how = _one(exact, metadata, base)
     evidence = [f"all {len(chosen.matched)} modules fit {chosen.name} by name and shape", *how]
     evidence += _differences(readings, chosen)
     warnings = _contradiction(metadata, chosen)
@@ -133,22 +135,35 @@ def _wanted(fitting: list[_Reading], readings: list[_Reading], wanted: Layout) -
     )
 
 
-def _one(fitting: list[_Reading], metadata: Mapping[str, str]) -> tuple[_Reading, list[str]]:
+def _one(fitting: list[_Reading], metadata: Mapping[str, str], base: Layout | None) -> tuple[_Reading, list[str]]:
     if len(fitting) == 1:
         return fitting[0], []
     names = ", ".join(sorted(reading.name for reading in fitting))
     hint, source = _hint(metadata)
-    hinted = [reading for reading in fitting if reading.layout.name == hint]
-    if len(hinted) == 1:
-        return hinted[0], [f"{names} are equally possible; {source} says {hint}"]
-    own = [reading for reading in fitting if reading.own_names]
-    if len(own) == 1:
-        return own[0], [f"{names} are equally possible; lora_te1_ is the first of two text encoders"]
+    nearer, why = _nearer(fitting, hint, base)
+    hinted = [reading for reading in nearer if reading.layout.name == hint]
+    own = [reading for reading in nearer if reading.own_names]
+    two = "lora_te1_ is the first of two text encoders"
+    for left, because in ((nearer, why), (hinted, f"{source} says {hint}"), (own, two)):
+        if len(left) == 1:
+            return left[0], [f"{names} are equally possible; {because}"]
     raise Refused(
         "family_ambiguous",
         f"the file fits {names} equally well: say which layout it is for",
         {"candidates": names},
     )
+
+
+def _nearer(fitting: list[_Reading], hint: str, base: Layout | None) -> tuple[list[_Reading], str]:
+    """Those that go before layouts of single bases, which a store knows because such a base ran on it once, and why.
+
+    Of these only that of the base that runs goes before all, unless metadata say another family."""
+    own = [reading for reading in fitting if base and reading.layout.digest == base.digest]
+    said = next((reading.layout for reading in fitting if reading.layout.name == hint), base)
+    if base and own and base.name not in KNOWN_NAMES and said and said.text_widths == base.text_widths:
+        return own, f"{base.name} is the base's"
+    known = [reading for reading in fitting if reading.layout.name in KNOWN_NAMES]
+    return known or fitting, "it is a known family, not a single base's layout"
 
 
 def _hint(metadata: Mapping[str, str]) -> tuple[str, str]:

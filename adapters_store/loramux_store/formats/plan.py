@@ -62,15 +62,16 @@ def make_plan(
     layouts: Iterable[Layout],
     wanted: Layout | None = None,
     recorded: Mapping[str, str] | None = None,
+    base: Layout | None = None,
 ) -> Plan:
     """Read the file's names and shapes; refuse what cannot be applied exactly.
 
     Embeddings that came with it are passed over where the options say so. recorded: of a version that there is, what
-    each module is applied as.
+    each module is applied as; base: the layout of the base that runs here.
     """
     beside = {name: entry for name, entry in container.tensors.items() if is_bundled(name)}
     contents = read_contents({name: entry for name, entry in container.tensors.items() if name not in beside})
-    choice = choose(contents.modules, layouts, container.metadata, wanted)
+    choice = choose(contents.modules, layouts, container.metadata, wanted, base)
     scaling = Scaling(options, container.metadata)
     with container.path.open("rb") as handle:
         modules = tuple(
