@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -35,7 +36,7 @@ from loramux_store.layout import ModuleSpec
 from loramux_train.output.adapter_file import FORMS, Form, Planned, Saved, check_form, save_adapter
 from loramux_train.output.base_layout import canonical_path, layout_of
 from loramux_train.output.errors import NothingLearnt, Unsayable
-from loramux_train.output.trained import TrainedModule, balanced
+from loramux_train.output.trained import TrainedModule, balanced, scale_of
 
 PEER = 3e-6  # peers multiply in float32
 EXACT = 3e-7  # float32 factors, multiplied in float64
@@ -132,16 +133,38 @@ def test_diffusers_reads_its_form(tmp_path: Path, pipeline: StableDiffusionPipel
     assert all(torch.equal(loaded[path], wanted[path]) for path in wanted)
 
 
-@pytest.mark.parametrize("kind", ["lora", "locon", "rslora"])
-def test_diffusers_reads_kohyas_form(tmp_path: Path, pipeline: StableDiffusionPipeline, kind: str) -> None:
-    """Of it, diffusers 0.42.1 drops magnitudes and the attention of text encoders, and knows one rank and alpha in the
-    UNet's attention."""
-    layout, (ends, said) = layout_of_pipeline(pipeline), KINDS[kind]
-    paths = [path for path in chosen(layout, ends) if "self_attn" not in path]
-    modules = trained(layout, paths, rank=3, alpha=1.0, **said)
+PROJECTED = (*ATTENTION, ".conv1", ".q_proj", ".k_proj", ".out_proj", ".fc1")
+KOHYA: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
+    "ranks that differ": (PROJECTED, {"alpha": 1.0}, ""),
+    "rsLoRA of one rank": (PROJECTED, {"alpha": 1.0, "rank": 3, "rslora": True}, ""),
+    "text encoders but for their attention": ((*ATTENTION, "fc1"), {"alpha": 1.0}, ""),
+    "alphas that differ": (ATTENTION, {"rank": 3}, "alphas that differ"),
+    "rsLoRA of ranks that differ": (ATTENTION, {"alpha": 1.0, "rslora": True}, "alphas that differ"),
+    "no output projection": ((*ATTENTION, "q_proj", "v_proj"), {"alpha": 1.0}, "of text_encoder without any out_proj"),
+    "DoRA": (ATTENTION, {"alpha": 1.0, "dora": True}, "magnitudes"),
+}
+"""What is trained, and how; what is said of it."""
+
+
+@pytest.mark.parametrize("kind", KOHYA)
+def test_what_diffusers_does_not_read_of_kohyas_form_is_said(
+    tmp_path: Path, pipeline: StableDiffusionPipeline, kind: str
+) -> None:
+    layout, (ends, said, warned) = layout_of_pipeline(pipeline), KOHYA[kind]
+    modules = trained(layout, chosen(layout, ends), **said)
+    planned = [Planned(m.full_path, m.rank, m.magnitude is not None, scale_of(m)) for m in modules]
+    told = check_form("kohya", planned, layout)
+    assert [warned in sentence for sentence in told] == ([True] if warned else [])
     file = save(modules, layout, "kohya", tmp_path / "a.safetensors").path
-    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="a")
-    same(peer_deltas(pipeline), deltas(modules), PEER)
+    if not warned:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="a")
+        return same(peer_deltas(pipeline), deltas(modules), PEER)
+    with warnings.catch_warnings():  # PEFT's, of alphas that it has no module for
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises((AssertionError, ValueError)):  # ValueError: nothing is loaded
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="a")
+            same(peer_deltas(pipeline), deltas(modules), PEER)
+            assert magnitudes_of(pipeline.unet)
 
 
 def small_sdxl() -> StableDiffusionXLPipeline:
@@ -179,7 +202,7 @@ def test_diffusers_reads_sdxl(tmp_path: Path, form: Form) -> None:
     pipeline = small_sdxl()
     parts = {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")}
     layout = layout_of(parts, "small")
-    text = ("fc1", "q_proj") if form == "diffusers" else ("fc1",)
+    text = ("fc1", "q_proj", *(["out_proj"] if form == "kohya" else []))
     modules = trained(layout, chosen(layout, (*ATTENTION, "proj_in", "ff.net.2", *text)), rank=2, alpha=3.0)
     assert {module.part for module in modules} == set(parts)
     base = replace(facts().base, family="sdxl")

@@ -1,5 +1,6 @@
 """`loramux train`, as a user runs it, on the built-in base."""
 
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -80,6 +81,22 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     told = capsys.readouterr().out
     assert "36 layers, 106,496 parameters" in told
     assert not out.exists()
+
+
+def test_what_diffusers_will_not_read_is_said_with_the_plan_and_in_the_report(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = _flags(pictures, out, **{"adapter.dora": "true", "adapter.ranks.cross_attention": 2, "run.steps": 1})
+    for more in (["--dry-run"], []):
+        assert run("run", *flags, *more) == 0
+        said = capsys.readouterr().err
+        assert "warning: diffusers does not read DoRA" in said and "does not read alphas that differ" in said
+    warnings = json.loads((out / "report.json").read_text())["warnings"]
+    assert sum("diffusers does not read" in warning for warning in warnings) == 2
+    other = ("--output.form", "diffusers", "--output.folder", str(tmp_path / "other"))
+    assert run("run", "--dry-run", *flags, *other) == 0
+    assert "does not read" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ def _run(
     plan = outlook.plan
     if not quiet or dry_run:
         print(plan.text())
+    for warning in outlook.warnings:
+        terminal.complain(f"loramux: warning: {warning}")
     items = () if to is None else items_of(made, {layer.part for layer in plan.layers}, to.name)
     if to is not None and (warning := check_push(to, items)):
         terminal.complain(f"loramux: warning: {warning}")

@@ -105,7 +105,7 @@ class Finishing:
             plan=self._plan(),
             data=self._data(),
             config=to_toml(self.config),
-            notes=(*notes, *self.data.warnings),
+            notes=(*notes, *self.outlook.warnings, *self.data.warnings),
             files=files,
         )
 

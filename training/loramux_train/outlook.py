@@ -25,13 +25,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """precision: of the base and the forward, a key of DTYPES."""
+    """precision: of the base and the forward, a key of DTYPES; warnings: of what will be written."""
 
     outline: Outline
     plan: Plan
     layout: Layout
     noise: Noise
     precision: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,10 +57,11 @@ def outlook_of(config: Config) -> Outlook:
     made = plan.make(parts, config.targets, config.adapter, config.optimiser.name, size, config.tokens)
     layout = layout_of(parts, base.name_of(config.base.path))
     trained = [
-        adapter_file.Planned(canonical_path(layer.part, layer.path), layer.rank, layer.dora) for layer in made.layers
+        adapter_file.Planned(canonical_path(layer.part, layer.path), layer.rank, layer.dora, layer.scale)
+        for layer in made.layers
     ]
-    adapter_file.check_form(config.output.form, trained, layout)
-    return Outlook(outline, made, layout, noise, precision)
+    warnings = adapter_file.check_form(config.output.form, trained, layout)
+    return Outlook(outline, made, layout, noise, precision, warnings)
 
 
 def _precision(config: Config) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,6 +23,7 @@ from loramux_store.forms.factors import Factors
 from loramux_store.forms.kohya import kohya_tensors
 from loramux_store.forms.peft import diffusers_file, peft_folders
 from loramux_store.layout import Layout, ModuleSpec
+from loramux_train.outline import TEXT_ENCODERS
 from loramux_train.output.atomic import sync_folder, write_whole
 from loramux_train.output.errors import Unsayable
 from loramux_train.output.facts import Progress, RunFacts
@@ -39,11 +40,13 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A module that is going to be trained: its path in the layout, its rank, whether it gets magnitudes (DoRA)."""
+    """A module that is going to be trained: its path in the layout, its rank, whether it gets magnitudes (DoRA), and
+    what B A is multiplied by."""
 
     path: str
     rank: int
     dora: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,30 @@ class Saved:
     files: tuple[Path, ...]
 
 
-def check_form(form: Form, planned: Iterable[Planned], layout: Layout) -> None:
-    """Whether the form will be able to say it, asked before anything is trained.
+def check_form(form: Form, planned: Iterable[Planned], layout: Layout) -> tuple[str, ...]:
+    """Whether the form will be able to say it, asked before anything is trained; sentences on what diffusers will not
+    read of it.
 
     Raises:
         Unsayable: names the module and what of it, and a form that can.
     """
-    empty = [_empty(module, layout) for module in planned]
-    _contents(empty, layout, form)
+    chosen = list(planned)
+    _contents([_empty(module, layout) for module in chosen], layout, form)
+    return tuple(_lost_on_diffusers(chosen)) if form == "kohya" else ()
+
+
+def _lost_on_diffusers(planned: Sequence[Planned]) -> Iterator[str]:
+    """What diffusers 0.42.1 makes of kohya's form otherwise than we mean it; it reads its own form as it is meant."""
+    lost = "in kohya's form, and draws otherwise than samples show; LoRAMux and web interfaces do read them, and "
+    lost += "output.form diffusers is read by all but web interfaces"
+    if any(module.dora for module in planned):
+        yield f"diffusers does not read DoRA's magnitudes {lost}"
+    if len({round(module.scale * module.rank, 6) for module in planned}) > 1:
+        yield f"diffusers does not read alphas that differ from layer to layer {lost}"
+    for part in TEXT_ENCODERS:
+        attention = [m.path for m in planned if m.path.startswith(f"{part}.") and m.path.endswith(_TEXT_ATTENTION)]
+        if attention and not any(path.endswith(".out_proj") for path in attention):
+            yield f"diffusers does not read the attention's layers of {part} without any out_proj {lost}"
 
 
 def save_adapter(
