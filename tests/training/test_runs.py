@@ -181,10 +181,10 @@ def test_resume_takes_the_newest_checkpoint_and_no_unfinished_one(base: Path, tm
     """ostris/ai-toolkit#329: the last but one is taken; Nerogar/OneTrainer#840: a backup taken for something else."""
     session.run(settings(base, tmp_path), opened())
     folder = tmp_path / "checkpoints"
-    (folder / "step-00000099.safetensors.part").write_bytes(b"half of one")
+    (folder / ".step-00000099.safetensors.77.part").write_bytes(b"half of one")
     seen = Seen()
     session.run(settings(base, tmp_path, run={"steps": 5}), opened(), "latest", [seen])
-    assert seen.begun_at == 4
+    assert seen.begun_at == 4 and not list(folder.glob(".*"))
 
 
 class StopWhenSaved(Watcher):

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import resource
 import signal
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,29 @@ def test_a_signal_ends_the_run_after_its_step_with_a_report(
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert run("run", pictures, *flags(base, out), "--resume", "latest") == 1
     assert "already at step 4 of 4; raise run.steps" in capsys.readouterr().err
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Generator[None]:
+    """As on a disk that is full: Python ignores the signal, and a write that would be too large fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [60_000, 100])
+def test_a_full_disk_ends_the_run_with_a_line_and_a_report_if_there_is_room(
+    size: int, base: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with files_of_at_most(size):
+        assert run("run", pictures, *flags(base, out, **{"samples.every": 0}), "--quiet") == 1
+    assert "loramux: [Errno 27] File too large" in capsys.readouterr().err
+    assert not list(out.rglob("*.safetensors")) and not list(out.rglob(".*"))
+    assert size == 100 or "File too large" in report(out)["warnings"][0]
 
 
 def test_a_run_that_goes_back_draws_and_reports_its_own_course(

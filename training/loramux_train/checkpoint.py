@@ -5,16 +5,16 @@ back. Only safetensors: nothing is unpickled. Knows no training.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from loramux_train.errors import CannotResume
+from loramux_train.output.atomic import write_whole
 from loramux_train.snapshot import Snapshot
 
 _MARK = "loramux_train.checkpoint"
@@ -28,22 +28,21 @@ MUST_MATCH = (
 
 
 def write(folder: Path, snapshot: Snapshot, settings: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint, then remove those before it but the newest `keep`, itself among them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint, then remove those before it but the newest `keep`, itself among them. OSError as of the disk;
+    nothing is removed then."""
     path = folder / f"step-{snapshot.step:08}.safetensors"
-    partial = path.with_name(path.name + ".part")
     told = {"form": _FORM, "step": snapshot.step, "numbers": snapshot.numbers, "settings": settings}
-    save_file(snapshot.tensors, partial, {_MARK: json.dumps(told)})
-    _sync(partial)
-    partial.replace(path)
-    _sync(folder)
+    write_whole(path, [save(snapshot.tensors, {_MARK: json.dumps(told)})])
     for old in [each for each in every(folder) if each <= path][:-keep]:
         old.unlink()
     return path
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints of later steps: the run goes on from this one, and they are not of that course."""
+    """Remove the checkpoints of later steps, since the run goes on from this one and they are not of that course; and
+    what a kill left half-written."""
+    for draft in folder.glob(".step-*.part"):
+        draft.unlink()
     for path in every(folder):
         if step_of(path) > step:
             path.unlink()
@@ -118,11 +117,3 @@ def _states(path: Path) -> str:
     if not found:
         return f"There are no checkpoints in {folder}"
     return "Checkpoints here: " + ", ".join(str(each) for each in found)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ save and stop, and knows none of their insides.
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,11 +174,12 @@ def _due(training: Training, each: int) -> bool:
 
 @contextmanager
 def _told_on_early_end(finishing: Finishing) -> Generator[None]:
-    """What ends the loop before its last step is told in the report."""
+    """What ends the run before its adapter is written is told in the report, if the disk takes one."""
     try:
         yield
-    except (TrainError, Stopped) as early:
-        finishing.tell(str(early))
+    except (TrainError, Stopped, OSError) as early:
+        with suppress(OSError):
+            finishing.tell(str(early))
         raise
 
 

@@ -57,5 +57,8 @@ def _index(path: Path) -> int:
 
 def _write(path: Path, picture: Image.Image) -> None:
     beside = path.with_name(f".{path.name}.part")
-    picture.convert("RGB").save(beside, format="PNG")
-    os.replace(beside, path)
+    try:
+        picture.convert("RGB").save(beside, format="PNG")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loramux_train.outline import Family
 from loramux_train.output.atomic import write_whole
+from loramux_train.output.errors import NothingLearnt
 from loramux_train.token_settings import NewToken
 
 FOLDER = "embeddings"
@@ -37,7 +38,7 @@ def save_embedding(
     """Write [n, width] of each text encoder, as they are.
 
     Raises:
-        ValueError: for vectors that are not finite; nothing is written.
+        NothingLearnt: for vectors that are not finite; nothing is written.
     """
     _check(token, vectors)
     tensors = {token.word: vectors["text_encoder"]} if len(vectors) == 1 else _pair(vectors)
@@ -71,4 +72,4 @@ def _pair(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check(token: NewToken, vectors: Mapping[str, Tensor]) -> None:
     for part, tensor in vectors.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"vectors of {token.word!r} for {part} are not finite; nothing was written")
+            raise NothingLearnt(f"vectors of {token.word!r} for {part} are not finite; nothing was written")
