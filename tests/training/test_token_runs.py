@@ -391,11 +391,6 @@ def test_what_cannot_be_is_said_before_a_step(
     assert not list(tmp_path.iterdir())
 
 
-def test_captions_that_are_cut_after_the_word_are_told(base: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="1 captions have more tokens than a text encoder reads"):
-        session.run(settings(base, tmp_path), opened(captions=(*CAPTIONS, "<zib>" + " very" * 80)))
-
-
 def test_the_plan_counts_the_vectors(base: Path, tmp_path: Path) -> None:
     outlook = outlook_of(settings(base, tmp_path, tokens=ALONE))
     planned, width = outlook.plan, sum(encoder["hidden_size"] for encoder in outlook.outline.encoders)

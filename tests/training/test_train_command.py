@@ -72,6 +72,21 @@ def test_pictures_without_captions_become_a_word(
     assert not (tmp_path / "out/adapter.safetensors").exists()
 
 
+def test_captions_that_are_cut_are_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the note of the data, or where only the vectors of a word make them too long, by a line of their own."""
+    (pictures / "0.txt").write_text("key " * 2000)
+    assert run("run", *_flags(pictures, tmp_path / "a", **{"run.steps": 1}), "--quiet") == 0
+    said = capsys.readouterr().err
+    assert "loramux: warning: captions that are cut" not in said and said.count("1925 are cut\n") == 2
+    (pictures / "0.txt").write_text("<zib>" + " key" * 50)
+    words = {"tokens.new": '[{word = "<zib>", vectors = 30}]', "run.steps": 1}
+    assert run("run", *_flags(pictures, tmp_path / "b", **words), "--quiet") == 0
+    said = capsys.readouterr().err
+    assert said.count("since the vectors of new words take room: 1, the first is '<zib> key") == 2
+    told = json.loads((tmp_path / "b/report.json").read_text())["warnings"]
+    assert len([line for line in told if "are cut" in line]) == 1
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

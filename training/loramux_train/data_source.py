@@ -25,6 +25,7 @@ from loramux_train.outlook import Outlook
 from loramux_train.output.sampling import draw_samples
 from loramux_train.samples import drawing_of, parts_of
 from loramux_train.session import Data
+from loramux_train.tokens.checks import cut_by_vectors
 
 
 def open_folders(config: Config, outlook: Outlook, device: torch.device, quiet: bool = False) -> Data:
@@ -43,8 +44,10 @@ def open_folders(config: Config, outlook: Outlook, device: torch.device, quiet: 
     cached = config.data.crop == "centre"
     if cached:  # every later use is in the cache, so that the device has better use for its memory
         source.vae.to("cpu")
-    told = data_set(opened.survey, opened.batches.order, cached)
-    return Data(opened.batches, opened.validation, told, source.vae, captions_of(opened.survey))
+    told, captions = data_set(opened.survey, opened.batches.order, cached), captions_of(opened.survey)
+    cut = cut_by_vectors(config.tokens, base.tokenizers(outlook.outline), captions)
+    told = replace(told, warnings=(*told.warnings, *cut))
+    return Data(opened.batches, opened.validation, told, source.vae, captions)
 
 
 def tokens_of(outline: Outline) -> CountTokens:

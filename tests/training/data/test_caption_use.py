@@ -96,7 +96,7 @@ def test_a_caption_of_ten_thousand_characters_tells_how_much_is_cut(tmp_path: Pa
     found.require()
     words = len(caption.split())
     assert f"at least {words} tokens" in line(found, "long_caption")
-    assert f"the last at least {words - 75} are cut" in line(found, "long_caption")
+    assert line(found, "long_caption").endswith(f"the last at least {words - 75} are cut")
 
 
 @chances(deadline=None)

@@ -55,7 +55,7 @@ def tell_captions(
             if (tokens := count(spoken)) > ROOM:
                 text = (
                     f"{picture.source.path}: its caption has {at_least}{tokens} tokens; a text encoder reads {ROOM} at "
-                    f"a time, the last {at_least}{tokens - ROOM} are cut, or read by further passes"
+                    f"a time, the last {at_least}{tokens - ROOM} are cut"
                 )
                 notes.tell("warning", "long_caption", text)
 

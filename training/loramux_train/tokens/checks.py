@@ -3,7 +3,6 @@
 Takes settings and captions; raises BadSetting. Knows no loop.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +31,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_captions(settings: TokenSettings, tokenizers: Sequence[Any], captions: Sequence[str]) -> None:
-    """Whether every new word is new, and stands in some caption where it is read. Captions that are cut after it are
-    warned of.
+    """Whether every new word is new, and stands in some caption where it is read.
 
     Raises:
         BadSetting: names the word, or the caption whose vectors are cut off.
@@ -47,16 +45,29 @@ def check_captions(settings: TokenSettings, tokenizers: Sequence[Any], captions:
         if number not in found:
             raise BadSetting(f"tokens.new: {token.word!r} stands in no caption, expected it in some; write it there, "
                              "or set data.trigger to it, and data.templates if there are no captions")  # fmt: skip
-    cut = 0
     for caption in dict.fromkeys(captions):
         over, vectors = max(_lost(settings, words, tokenizer, caption) for tokenizer in tokenizers)
-        cut += over > 0
         if vectors:
             raise BadSetting(f"caption {caption!r} has {over} tokens more than a text encoder reads, and vectors of a "
                              "new word are among them; shorten it, or lower vectors in tokens.new")  # fmt: skip
-    if cut:
-        warnings.warn(f"{cut} captions have more tokens than a text encoder reads, with the vectors of new words; "
-                      "their ends are cut", stacklevel=2)  # fmt: skip
+
+
+def cut_by_vectors(settings: TokenSettings, tokenizers: Sequence[Any], captions: Sequence[str]) -> tuple[str, ...]:
+    """A sentence on captions that a text encoder would read to their ends if new words were not several vectors; none
+    where there are no such captions."""
+    if not settings.new:
+        return ()
+    words = Words([token.word for token in settings.new])
+    cut = [
+        caption
+        for caption in dict.fromkeys(captions)
+        if all(_fits(tokenizer, caption) for tokenizer in tokenizers)
+        and any(_lost(settings, words, tokenizer, caption)[0] for tokenizer in tokenizers)
+    ]
+    if not cut:
+        return ()
+    return (f"captions that are cut at their ends, since the vectors of new words take room: {len(cut)}, the first is "
+            f"{cut[0]!r}",)  # fmt: skip
 
 
 def _check_new(token: NewToken, tokenizer: Any) -> None:
@@ -75,3 +86,8 @@ def _lost(settings: TokenSettings, words: Words, tokenizer: Any, caption: str) -
     counts = [token.vectors for token in settings.new]
     over = placing.sequence(tokenizer, caption, words, counts)[tokenizer.model_max_length - 2 :]
     return len(over), any(token < 0 for token in over)
+
+
+def _fits(tokenizer: Any, caption: str) -> bool:
+    """As it is, without new words."""
+    return len(tokenizer(caption, add_special_tokens=False, verbose=False).input_ids) <= tokenizer.model_max_length - 2
