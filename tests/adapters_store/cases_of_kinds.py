@@ -333,7 +333,19 @@ FOREIGN: Rows = {
     "hypernetwork": _foreign("hypernetwork", "320.0.linear.0.bias", "320.0.linear.0.weight"),
     "a whole model": _foreign("full_checkpoint", "model.diffusion_model.out.0.weight"),
     "a whole model's UNet": _foreign("full_checkpoint", "down_blocks.0.resnets.0.conv1.weight"),
+    "the first layer of a whole model's UNet": _foreign("full_checkpoint", "conv_in.weight"),
+    "a text encoder, CLIP": _foreign(
+        "full_checkpoint", "text_model.encoder.layers.0.layer_norm1.weight", "text_model.final_layer_norm.bias"
+    ),
+    "a text encoder, CLIP as transformers 5 names it": _foreign(
+        "full_checkpoint", "encoder.layers.0.layer_norm1.weight", "final_layer_norm.bias"
+    ),
+    "a text encoder, T5": _foreign(
+        "full_checkpoint", "encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.0.layer.0.layer_norm.weight"
+    ),
     "VAE": _foreign("vae", "encoder.conv_in.weight"),
+    "VAE of the original code": _foreign("vae", "decoder.up.0.block.0.norm1.weight"),
+    "VAE, a tiny one": _foreign("vae", "encoder.layers.1.conv.0.weight"),
     "VAE of a checkpoint": _foreign("vae", "first_stage_model.decoder.conv_in.weight"),
     "nothing known": lambda: _refused({"something.else": ONES(2, 2)}, "family_unknown", "something.else"),
 }  # fmt: skip

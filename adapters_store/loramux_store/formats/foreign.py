@@ -32,12 +32,17 @@ _WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
         "full_checkpoint",
         re.compile(
             r"\A(model\.diffusion_model\..+|cond_stage_model\..+|conditioner\.embedders\..+|"
-            r"(unet\.)?(down_blocks|up_blocks|mid_block|conv_in)\..*)\.(weight|bias)\Z"
+            r"(unet\.)?((down_blocks|up_blocks|mid_block)\..+|conv_in|time_embedding\..+)|"
+            r"(text_encoder\.)?((text_model\.)?(encoder\.layers\.\d+\.(self_attn|mlp|layer_norm\d)\b.*|final_layer_norm)|"
+            r"encoder\.(block\.\d+\.layer\.\d+\..+|final_layer_norm)))\.(weight|bias)\Z"
         ),
     ),
     (
         "vae",
-        re.compile(r"\A(first_stage_model\..+|(encoder|decoder)\.(?=.*(conv|norm)).*\.(weight|bias))\Z"),
+        re.compile(
+            r"\A(first_stage_model\..+|(post_)?quant_conv|(encoder|decoder)\.(conv_(in|out|norm_out)|norm_out|"
+            r"(down|mid|up)(_blocks?)?\..+|layers\.\d+(\.conv\.\d+)?))\.(weight|bias)\Z"
+        ),
     ),
 )
 _NAMED_BY_STEM = ("lllite", "control_lora", "oft")
