@@ -16,6 +16,8 @@ from torch import Tensor
 
 from loramux_store import Embedding, InterpretOptions, Layout, ModuleSpec, Published, Store, UploadSpec, known_layout
 from loramux_store.errors import Refused
+from loramux_store.formats.foreign import refuse_families
+from loramux_store.formats.naming import name_table
 
 ATTENTION = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 TEXT = "text_encoder.text_model.encoder.layers.1"
@@ -458,3 +460,11 @@ def test_key_order_makes_no_difference(store: Store, tmp_path: Path) -> None:
         assert published.version is not None
         reports.append((published.report, store.compiled(published.version).read_bytes()))
     assert reports[0] == reports[1] == reports[2]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_no_name_that_is_taken_is_another_familys(name: str) -> None:
+    table = name_table(known_layout(name))
+    stems = [*table._full, *(stem for inside in table._bare.values() for stem in inside)]
+    assert len(stems) > 1000
+    refuse_families(f"{wrapper}{stem}.lora_A.weight" for wrapper in ("", "base_model.model.") for stem in stems)

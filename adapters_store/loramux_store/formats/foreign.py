@@ -15,12 +15,35 @@ from loramux_store.header import TensorEntry
 
 __all__ = ["refuse_families", "refuse_kinds", "refuse_other_objects"]
 
+# what trainers write before a transformer's first name; names of UNets never go on as those below do
+_ROOT = r"\A(base_model\.model\.)?(model\.)?(diffusion_model\.|transformer\.|lora_unet_|lycoris_)?"
 # first match decides; a Flux file of diffusers names has words of both families
 _FAMILIES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("cascade", re.compile(r"\Alora_prior_(unet|te)_")),
+    (
+        "hunyuan_video",  # its blocks are called as Flux's are, where the dots are left in or inside an MLP otherwise
+        re.compile(
+            r"double_blocks\.\d+\.(img|txt)_attn_(qkv|proj)|double_blocks[._]\d+[._](img|txt)_mlp[._]fc[12]|"
+            r"individual_token_refiner"
+        ),
+    ),
     ("flux", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
     ("sd3", re.compile(r"joint_blocks|context_embedder|add_q_proj")),
-    ("dit", re.compile(r"\Alora_transformer_|\Atransformer\.|\Alora_te3_")),
+    (
+        "wan",
+        re.compile(
+            rf"{_ROOT}blocks[._]\d+[._]((self|cross)_attn[._](q|k|v|o|k_img|v_img|norm_[qk])|ffn[._][02])(\.|\Z)"
+        ),
+    ),
+    (
+        # Z-Image, Lumina, Hunyuan-DiT, Qwen, LTX, PixArt and others, whose names are those of several
+        "dit",
+        re.compile(
+            rf"\Alora_transformer_|\Atransformer\.(?!resblocks\.)|\Alora_te3_|\Atext_encoder_3\.|joint_transformer_blocks|"
+            rf"\A(lora_te\d?_|text_encoder(_2)?\.)encoder[._]block[._]\d|"
+            rf"{_ROOT}(transformer_blocks[._]\d|layers[._]\d+[._]attention[._]|blocks[._]\d+[._]attn[12][._])"
+        ),
+    ),
 )
 _WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("control_lora", re.compile(r"\Alora_controlnet\Z")),
