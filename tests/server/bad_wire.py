@@ -53,12 +53,12 @@ class Wire:
         tasks = set[asyncio.Task[None]]()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self._writers.add(writer)
             there, back = await asyncio.open_connection("127.0.0.1", port)
             self._writers.add(back)
             await asyncio.gather(self.relay(reader, back), self.relay(there, writer))
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.add(writer)
             tasks.add(asyncio.ensure_future(connected(reader, writer)))
 
         server = await asyncio.start_server(accepted, "127.0.0.1", 0)
@@ -66,6 +66,10 @@ class Wire:
             yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         finally:
             self.dead = False
+            for listening in server.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            for _ in range(3):
+                await asyncio.sleep(0)  # who knocked comes in: asyncio loses the sockets of those when a server closes
             server.close()
             for writer in self._writers:
                 writer.transport.abort()
