@@ -1,6 +1,7 @@
 """LoHa, LoKr, full differences, biases, normalisations, DoRA: compiled exactly, as rank rows where those are cheap."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import adapter_files as af
@@ -148,6 +149,11 @@ def test_scales_of_whole_lokr(store: Store, tmp_path: Path) -> None:
     assert scale(None) == (1.0, [])
     config = InterpretOptions(peft_config='{"peft_type": "LOKR", "r": 8, "alpha": 4}')
     assert scale(None, options=config) == (0.5, [])
+    assert scale(1.0, options=config, metadata={"ss_network_dim": "32"}) == (0.5, [])
+    thirtysecond = InterpretOptions(alpha=1 / 32)
+    assert scale(1.0, options=thirtysecond, metadata={"ss_network_dim": "32"}) == (1 / 32, [])
+    assert scale(None, options=thirtysecond) == (1 / 32, [])
+    assert scale(1.0, options=replace(config, alpha=2.0)) == (0.5, ["alpha_unused"])
 
 
 def test_alpha_of_low_rank_kinds(store: Store, tmp_path: Path) -> None:

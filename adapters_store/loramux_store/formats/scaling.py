@@ -105,23 +105,31 @@ class Scaling:
         return self._unsaid(raw, rank, path)
 
     def _whole(self, handle: BinaryIO, raw: RawModule, path: str) -> tuple[float, float]:
-        """A Kronecker product of two whole sides: 1 as LyCORIS has it, alpha / r where a PEFT config says so.
-
-        Its alpha may be anything, even infinite: LyCORIS users set dimensions beyond float16.
-        """
-        if entry := raw.tensors.get("alpha"):
-            alpha = peek_scalar(handle, entry, path)
-            dim = self.metadata.get("ss_network_dim", "")
-            if math.isfinite(alpha) and _DECIMAL.match(dim) and float(dim) != alpha:
-                self._warn(
-                    "lokr_scale_ambiguous",
-                    f"{path} has whole sides, alpha {alpha:g} and ss_network_dim {dim[:40]}; its scale is taken as 1",
-                )
-            return 1.0, 1.0
-        config = self._config(path)
+        """A Kronecker product of two whole sides, which have no rank: alpha / r where a PEFT config says so, else the
+        alpha of the options, else 1 as LyCORIS has it, whatever alpha the file says. A config in the file counts only
+        where the module says none."""
+        entry = raw.tensors.get("alpha")
+        config = self._config(path) if entry is None or self.given else None
         inside = spellings(path.partition(".")[2])
         alpha, rank = (config.alpha(*inside), config.rank(*inside)) if config else (None, None)
-        return (1.0, 1.0) if alpha is None or not rank else (alpha, alpha / rank)
+        if alpha is not None and rank:
+            return alpha, alpha / rank
+        if self.options.alpha is not None:
+            self._alpha_used = True
+            return self.options.alpha, self.options.alpha
+        if entry is not None:
+            self._warn_of_ambiguity(peek_scalar(handle, entry, path), path)
+        return 1.0, 1.0
+
+    def _warn_of_ambiguity(self, alpha: float, path: str) -> None:
+        """Alpha may be anything, even infinite: LyCORIS users set dimensions beyond float16."""
+        dim = self.metadata.get("ss_network_dim", "")
+        if math.isfinite(alpha) and _DECIMAL.match(dim) and float(dim) != alpha:
+            self._warn(
+                "lokr_scale_ambiguous",
+                f"{path} has whole sides, alpha {alpha:g} and ss_network_dim {dim[:40]}; its scale is taken as 1. "
+                "Push it with an alpha to have that as the scale: the one over the other, if that was meant",
+            )
 
     def _config(self, path: str) -> PeftConfig | None:
         if self.given:
