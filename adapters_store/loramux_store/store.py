@@ -183,6 +183,8 @@ class Store:
             version = catalog.version(Ref(found.adapter, found.number))
         except NotFound as error:  # deleted since
             raise UploadNotFound(upload_id) from error
+        if version.digest != found.digest:  # removed since, and the number is another file's
+            raise UploadNotFound(upload_id)
         return Published(version, version.report, found.created)
 
     def abort_upload(self, upload_id: str) -> None:

@@ -94,7 +94,7 @@ class Upload:
             try:
                 published = self._finish(self, self._checked_sha256())
                 if self._resumable and (version := published.version) is not None:
-                    ended = Ended(version.adapter, version.number, published.created)
+                    ended = Ended(version.adapter, version.number, version.digest, published.created)
                 return published
             finally:
                 self._end(ended)

@@ -44,10 +44,11 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Which version an upload became."""
+    """Which version an upload became. digest: of the version; numbers begin again where gc has removed an adapter."""
 
     adapter: str
     number: int
+    digest: str
     created: bool
 
 

@@ -286,6 +286,23 @@ def test_a_disk_without_room_is_asked_before_any_byte(
     assert waiting.write(data[1:]) == len(data) and waiting.commit().created
 
 
+def test_what_an_upload_became_is_never_another_file(store: Store, tmp_path: Path) -> None:
+    """Numbers begin again once gc has removed an adapter."""
+    for seed in (1, 2):
+        data = content(tmp_path, seed)
+        with store.begin_upload(spec(data, "ink"), f"upload-{seed}") as upload:
+            upload.write(data)
+            made = upload.commit().version
+        assert made is not None and made.number == 1
+        found = store.find_upload(f"upload-{seed}")
+        assert isinstance(found, Published) and found.version == made
+        if seed == 1:
+            store.delete_adapter("ink")
+            store.gc(0)
+    with pytest.raises(UploadNotFound):
+        store.find_upload("upload-1")
+
+
 def test_a_disk_without_room_for_the_compiled_file_is_asked_before_it_is_begun(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
