@@ -168,7 +168,7 @@ async def test_push_reports_what_was_taken(server: Any, tmp_path: Path, capsys: 
     file.write_bytes(b"bytes")
     config.write_text('{"r": 8}')
     notes = ["--label", "by=me", "--label", "a=b=c", "--trigger-word", "inky", "--description", "d"]
-    reading = ["--peft-config", str(config), "--alpha", "4", "--default-weight", "0.5"]
+    reading = ["--adapter-config", str(config), "--alpha", "4", "--default-weight", "0.5"]
     assert await run(server, "adapters", "push", str(file), *notes, *reading) == 0
     spec = server.requests[0]
     assert (spec.name, spec.peft_config, spec.alpha) == ("ink", '{"r": 8}', 4)

@@ -45,7 +45,7 @@ for _tool in shelf_tools():
 Name = Annotated[str, Parameter(help="Name of the adapter.")]
 File = Annotated[Path, Parameter(help="A safetensors file.")]
 Layout = Annotated[str | None, Parameter(help="Layout it is for; only needed where shapes fit several.")]
-PeftConfig = Annotated[Path | None, Parameter(help="The adapter_config.json that belongs to it.")]
+AdapterConfig = Annotated[Path | None, Parameter(help="The adapter_config.json that belongs to it.")]
 Alpha = Annotated[float | None, Parameter(help="Alpha of modules for which the file gives none.")]
 Trigger = Annotated[
     str | None,
@@ -98,7 +98,7 @@ def push(
     licence: Licence = None,
     base_model: BaseModel = None,
     layout: Layout = None,
-    peft_config: PeftConfig = None,
+    adapter_config: AdapterConfig = None,
     alpha: Alpha = None,
     trigger: Trigger = None,
     dry_run: Annotated[
@@ -121,7 +121,7 @@ def push(
         licence=licence,
         base_model=base_model,
         layout=layout,
-        peft_config=None if peft_config is None else peft_config.read_text("utf-8"),
+        peft_config=None if adapter_config is None else adapter_config.read_text("utf-8"),
         alpha=alpha,
         trigger=trigger,
         validate_only=dry_run or None,
