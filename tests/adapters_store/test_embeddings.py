@@ -31,7 +31,7 @@ V, W = drawn(3, 24), drawn(3, 40, seed=1)
 FORMS: dict[str, tuple[Tensors, str, str, Embedding]] = {
     "kohya": ({"emb_params": V}, "toy_sd1", "emb_params", Embedding("cat-toy", 3, ONE)),
     "A1111": ({"string_to_param.*": V}, "toy_sd1", "string_to_param", Embedding("cat-toy", 3, ONE)),
-    "A1111 with a token": ({"string_to_param.dog": V}, "toy_sd1", "string_to_param", Embedding("dog", 3, ONE)),
+    "A1111 with a token": ({"string_to_param.dogtoy": V}, "toy_sd1", "string_to_param", Embedding("dogtoy", 3, ONE)),
     "diffusers": ({"<cat> toy": V}, "toy_sd1", "diffusers", Embedding("<cat> toy", 3, ONE)),
     "one vector": ({"<cat>": drawn(24)}, "toy_sd1", "diffusers", Embedding("<cat>", 1, ONE)),
     "another width": ({"word": drawn(32)}, "toy_sd2", "diffusers", Embedding("word", 1, {"text_encoder": 32})),
@@ -138,3 +138,30 @@ def test_options_of_the_other_kind_are_refused(store: Store, tmp_path: Path) -> 
 def test_zeros_are_warned_of(store: Store, tmp_path: Path) -> None:
     (warning,) = publish(store, tmp_path, {"emb_params": torch.zeros(2, 24)}).report.warnings
     assert warning.startswith("all_zero")
+
+
+@pytest.mark.parametrize(
+    "tensors,name,options,warned",
+    [
+        ({"emb_params": V}, "red", {}, True),
+        ({"emb_params": V}, "red", {"trigger": "zib"}, False),
+        ({"emb_params": V}, "zib", {"trigger": "Red"}, True),
+        ({"the": V}, "zib", {}, True),
+        ({"<red>": drawn(24)}, "zib", {}, False),
+        ({"emb_params": V}, "red-hat", {}, False),
+    ],
+)
+def test_a_trigger_that_is_a_common_word_is_warned_of(
+    store: Store, tmp_path: Path, tensors: Tensors, name: str, options: dict[str, str], warned: bool
+) -> None:
+    published = publish(store, tmp_path, tensors, name, **options)
+    codes = [warning.partition(":")[0] for warning in published.report.warnings]
+    assert ("trigger_common_word" in codes) == warned and published.created
+
+
+def test_a_bundled_trigger_that_is_a_common_word_is_warned_of(store: Store, tmp_path: Path) -> None:
+    path = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    tensors = af.kohya_tensors(af.factors(af.TOY_SD1, [path]))
+    for token, warned in (("cat", True), ("<cat>", False)):
+        report = publish(store, tmp_path, {**tensors, f"bundle_emb.{token}.emb_params": V}).report
+        assert any(warning.startswith("trigger_common_word: ") for warning in report.warnings) == warned

@@ -22,6 +22,7 @@ from loramux_store.formats.tokens import (
     PlannedEmbedding,
     by_bundle,
     one_token,
+    warned_of,
 )
 from loramux_store.header import Container, TensorEntry
 from loramux_store.layout import Layout
@@ -80,7 +81,7 @@ def plan_embedding(
         family=found.family,
         matched=(),
         ignored=tuple((key, f"vectors of the token {token!r}, another embedding") for key, token in found.others),
-        warnings=_warnings(found, options, embedding.trigger),
+        warnings=(*_warnings(found, options, embedding.trigger), *warned_of([embedding])),
         embedding=embedding,
     )
     return Plan(container, layout, (), (PlannedEmbedding(embedding, found.tensors),), report)

@@ -17,7 +17,7 @@ from loramux_store.formats.fit import magnitude_axis
 from loramux_store.formats.operation import Operation, operation_of
 from loramux_store.formats.read import Contents, RawModule, read_contents
 from loramux_store.formats.scaling import Scaling
-from loramux_store.formats.tokens import PlannedEmbedding
+from loramux_store.formats.tokens import PlannedEmbedding, warned_of
 from loramux_store.header import Container
 from loramux_store.layout import Layout, ModuleSpec
 from loramux_store.record import AcceptReport, Embedding, InterpretOptions, MatchedModule
@@ -124,7 +124,7 @@ def _report(
         family=contents.family,
         matched=matched,
         ignored=ignored,
-        warnings=(*choice.warnings, *warnings),
+        warnings=(*choice.warnings, *warnings, *warned_of(each.embedding for each in embeddings)),
         bundled=tuple(each.embedding for each in embeddings),
     )
 

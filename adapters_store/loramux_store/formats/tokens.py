@@ -6,9 +6,10 @@ Takes tensors by name; gives Found, or Refused. Knows no layouts and no tensor v
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from loramux_store.common_words import is_common
 from loramux_store.errors import Refused
 from loramux_store.header import TensorEntry
 from loramux_store.record import Embedding
@@ -24,6 +25,7 @@ __all__ = [
     "by_bundle",
     "one_token",
     "unknown",
+    "warned_of",
 ]
 
 MAX_VECTORS = 75
@@ -121,6 +123,15 @@ class PlannedEmbedding:
 
     embedding: Embedding
     tensors: Mapping[str, TensorEntry]
+
+
+def warned_of(embeddings: Iterable[Embedding]) -> tuple[str, ...]:
+    """What is unwise about their triggers."""
+    common = [each.trigger for each in embeddings if is_common(each.trigger)]
+    if not common:
+        return ()
+    said = ", ".join(map(repr, common[:5]))
+    return (f"trigger_common_word: prompts have {said} anyway, and each means the embedding where a blend lists it",)
 
 
 def by_bundle(tensors: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
