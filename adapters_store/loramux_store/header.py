@@ -70,7 +70,7 @@ def read_container(path: Path, max_file: int = MAX_FILE) -> Container:
     if not body:
         raise Refused("empty_file", "the file holds no tensor")
     if len(body) > header_shape.MAX_TENSORS:
-        raise header_shape.too_many(f"{len(body)} tensors")
+        raise header_shape.too_many(f"{len(body)} tensors", {"key": list(body)[header_shape.MAX_TENSORS]})
     header_names.check(body)
     start = 8 + length
     tensors = {name: _entry(name, info, start) for name, info in body.items()}
@@ -95,8 +95,11 @@ def _parse(raw: bytes) -> dict[str, Any]:
         )
     except _Duplicate as error:
         raise Refused("duplicate_key", f"{error.key!r} is given twice", {"key": error.key}) from None
-    except (ValueError, RecursionError) as error:
-        raise Refused("header_not_json", f"the header is not JSON: {str(error)[:200]}") from None
+    except json.JSONDecodeError as error:
+        byte = str(8 + len(text[: error.pos].encode()))
+        raise Refused(
+            "header_not_json", f"the header is not JSON: {error.msg} at byte {byte} of the file", {"byte": byte}
+        ) from None
     return cast(dict[str, Any], body)  # it begins with '{'
 
 

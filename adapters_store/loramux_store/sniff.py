@@ -90,4 +90,4 @@ def _no_header(head: bytes, claimed: int, size: int) -> Refused:
             f"possible are 2 to {limit}",
             detail,
         )
-    return Refused("header_not_json", f"the header begins with {head[8:9]!r}, not '{{'", detail)
+    return Refused("header_not_json", f"the header begins with {head[8:9]!r}, not '{{'", {**detail, "byte": "8"})

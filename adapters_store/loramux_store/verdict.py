@@ -12,6 +12,7 @@ from typing import Literal
 
 from loramux_store.conversion import convert, planned
 from loramux_store.errors import InvalidArgument, Refused
+from loramux_store.formats.plan import Plan
 from loramux_store.header import read_container
 from loramux_store.layout import Layout
 from loramux_store.record import AcceptReport, Embedding, InterpretOptions
@@ -60,7 +61,7 @@ def judge(
     """
     try:
         plan = planned(read_container(path), options, path.stem, layouts, wanted)
-        _check_kind(plan.report, kind)
+        _check_kind(plan, kind)
         warnings = convert(plan, len)
     except Refused as error:
         detail = error.detail
@@ -88,7 +89,8 @@ def _accepted(report: AcceptReport, warnings: tuple[str, ...]) -> Verdict:
     )
 
 
-def _check_kind(report: AcceptReport, kind: Kind | None) -> None:
-    found: Kind = "lora" if report.embedding is None else "embedding"
+def _check_kind(plan: Plan, kind: Kind | None) -> None:
+    found: Kind = "lora" if plan.report.embedding is None else "embedding"
     if kind is not None and kind != found:
-        raise Refused("kind_mismatch", f"the file is of kind {found}, not {kind}", {"expected": kind, "got": found})
+        detail = {"expected": kind, "got": found, "key": next(iter(plan.container.tensors))}
+        raise Refused("kind_mismatch", f"the file is of kind {found}, not {kind}", detail)

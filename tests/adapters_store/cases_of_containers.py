@@ -149,5 +149,5 @@ CONTAINERS: Rows = {
     "5 MiB of metadata": _header(
         {"__metadata__": {"a": "x" * (5 << 20)}, "t": _entry()}, b"1234", "metadata_too_large"
     ),
-    "20,001 tensors": _bytes(af.raw_container(_MANY), "too_many_tensors"),
+    "20,001 tensors": _bytes(af.raw_container(_MANY), "too_many_tensors", "20000"),
 }  # fmt: skip

@@ -53,7 +53,11 @@ NAMES: Rows = {
     "N12 an SDXL file is SDXL's": lambda: lora(KEY, f"{BLOCK[:-1]}1.attn2.to_k", layout=af.TOY_SDXL),
     "N12 asked for as another's": lambda: Case(
         good(layout=af.TOY_SDXL),
-        Refusal("family_mismatch", None, "the file is for toy_sdxl, not for toy_sd1"),
+        Refusal(
+            "family_mismatch",
+            "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+            "the file is for toy_sdxl, not for toy_sd1",
+        ),
         layout="toy_sd1",
     ),
     "N12 used on another base": Elsewhere(

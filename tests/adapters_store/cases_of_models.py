@@ -61,7 +61,7 @@ MODELS: Rows = {
     ),
     "B4 attn1 alone": lambda: Case(
         af.kohya_tensors(af.factors(known_layout("sd1"), [ATTN1], rank=1)),
-        Refusal("family_ambiguous", None, "sd1, sd2"),
+        Refusal("family_ambiguous", f"lora_unet_{ATTN1[5:].replace('.', '_')}", "sd1, sd2"),
     ),
     "B4 ss_base_model_version sd_v1": lambda: _hinted({"ss_base_model_version": "sd_v1"}, "sd1"),
     "B4 ss_base_model_version sd_v2_v": lambda: _hinted({"ss_base_model_version": "sd_v2_v"}, "sd2"),

@@ -99,6 +99,27 @@ def test_every_hostile_header_costs_little(name: str) -> None:
     assert seconds < 1 and megabytes < 200
 
 
+TENSOR = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+MARKED: dict[str, tuple[str, bytes]] = {
+    "no JSON": ("header_not_json", b'{"a\xc3\xa4":^,1}'),
+    "too deep": ("header_not_json", b'{"a\\"[{":[[^[1]]],"b":[]}'),
+    "another letter first": ("header_not_json", b"^[1]                "),
+    "no text": ("header_not_utf8", b'{"a^\xff":1}'),
+    "too many tensors": ("too_many_tensors", b"{" + b",".join([b'"{a":' + TENSOR] * 20_001) + b',"b":^{}}'),
+    "too many strings": ("too_many_tensors", b"{" + b'"a":"",' * 100_000 + b'^"a":"b"}'),
+    "too many lists": ("tensor_info_invalid", b'{"a":[' + b"[]" * 40_003 + b"^[]]}"),
+    "too many commas": ("tensor_info_invalid", b'{"a":[' + b"0," * 370_000 + b"0^,0]}"),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_the_byte_at_fault_is_told(store: Store, name: str) -> None:
+    """It stands behind the mark."""
+    reason, marked = MARKED[name]
+    refused = publish(store, af.raw_container(marked.replace(b"^", b"")))
+    assert (refused.reason, refused.detail.get("byte")) == (reason, str(8 + marked.index(b"^")))
+
+
 def test_what_may_join_the_letter_before_it_is_known() -> None:
     """Everything that normal form C puts together or in order, by Python's own tables."""
     for number in range(sys.maxunicode + 1):

@@ -7,6 +7,7 @@ import adapter_files as af
 import adapter_kinds as kinds
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from loramux_store import InterpretOptions, Store, UploadSpec, known_layout
 from loramux_store.errors import Refused
@@ -59,7 +60,8 @@ def test_family_and_kind_are_held_against_the_file(tmp_path: Path) -> None:
     file = lora(tmp_path)
     assert judge(file, PLAIN, known_layouts(), known_layout("sdxl")).reason == "family_mismatch"
     assert judge(file, PLAIN, known_layouts(), known_layout("sd1"), "lora").verdict == "accepted"
-    assert judge(file, PLAIN, known_layouts(), kind="embedding").reason == "kind_mismatch"
+    other = judge(file, PLAIN, known_layouts(), kind="embedding")
+    assert other.reason == "kind_mismatch" and other.key in load_file(file)
     embedding = af.write(tmp_path / "cat.safetensors", {"emb_params": torch.randn(2, 768)})
     found = judge(embedding, PLAIN, known_layouts(), kind="embedding")
     assert (found.verdict, found.kinds, found.modules) == ("accepted", ("embedding",), 0)

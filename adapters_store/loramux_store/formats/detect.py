@@ -131,7 +131,7 @@ def _wanted(fitting: list[_Reading], readings: list[_Reading], wanted: Layout) -
     raise Refused(
         "family_mismatch",
         f"the file is for {got}, not for {wanted.name}",
-        {"expected": wanted.name, "got": got},
+        {"expected": wanted.name, "got": got, "key": _first_key(fitting)},
     )
 
 
@@ -150,8 +150,13 @@ def _one(fitting: list[_Reading], metadata: Mapping[str, str], base: Layout | No
     raise Refused(
         "family_ambiguous",
         f"the file fits {names} equally well: say which layout it is for",
-        {"candidates": names},
+        {"candidates": names, "key": _first_key(fitting)},
     )
+
+
+def _first_key(fitting: list[_Reading]) -> str:
+    """What the first module is called in the file."""
+    return next(iter(fitting[0].matched.values())).stem
 
 
 def _nearer(fitting: list[_Reading], hint: str, base: Layout | None) -> tuple[list[_Reading], str]:
