@@ -81,6 +81,7 @@ class Repeats(Generic[Answer]):
             self._metrics.repeated.labels("joined").inc()
         else:
             task = asyncio.create_task(self._draw(key, digest, draw))
+            task.add_done_callback(_looked_at)
             drawing = self._drawings[key] = _Drawing(digest, task)
         return await self._wait(key, drawing)
 
@@ -132,3 +133,9 @@ class Repeats(Generic[Answer]):
 def _refuse_other(known: bytes, asked: bytes) -> None:
     if known != asked:
         raise InvalidRequest((Violation("request_id", "stands for another request, expected a new one for each"),))
+
+
+def _looked_at(ended: asyncio.Task[Any]) -> None:
+    """A failure that comes as the last who waited leaves is told to nobody, and no fault."""
+    if not ended.cancelled():
+        ended.exception()

@@ -1,6 +1,7 @@
 """Requests with an id: drawn once for all who ask, whoever comes, leaves and fails in between."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,6 +161,28 @@ async def test_a_shared_job_is_charged_once() -> None:
     await hand.service.Generate(request(), context())
     assert meter._cost is not None
     assert 1000 - meter._cost._held == pytest.approx(cost_of(taken.job), rel=1e-3)  # it fills while the test runs
+
+
+async def test_a_failure_that_comes_as_the_last_one_leaves_is_nobodys() -> None:
+    """asyncio says so of one that nobody has looked at."""
+    complaints, fails, loop = list[str](), asyncio.Event(), asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, told: complaints.append(told["message"]))
+
+    async def draw() -> bytes:
+        await fails.wait()
+        raise PictureFailed("no")
+
+    call = asyncio.create_task(Repeats[bytes](len, Metrics()).answer(Key(None, "x"), b"digest", draw))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    fails.set()
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+    del call
+    gc.collect()
+    assert complaints == []
 
 
 # What is kept.
