@@ -91,6 +91,11 @@ class Metrics:
         self.speed = gauge("speed", "Rows times latent area that recent forwards made in a second.")
         self.max_rows = gauge("max_rows", "Most rows of a UNet forward at the base's own size.")
         self.step_seconds = histogram("denoise_step_seconds", "One UNet forward.", _STEP_SECONDS)
+        self.tick_seconds = histogram(
+            "tick_seconds",
+            "One turn of the engine's thread: choosing pictures, their forward and what follows from it.",
+            _STEP_SECONDS,
+        )
         self.batch_rows = histogram("batch_size", "Rows of a UNet forward.", _COUNTS)
         self.distinct_blends = histogram(
             "distinct_blends_per_forward",

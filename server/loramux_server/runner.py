@@ -180,6 +180,7 @@ class Runner:
         """One iteration; False where nothing could step."""
         self._end_asked()
         self._begin_loaded()
+        began = time.monotonic()
         with self._lock:
             plan = self._scheduler.plan()
         if plan is None:
@@ -193,6 +194,7 @@ class Runner:
             self._fail_all({key.job for key in plan.keys}, PictureFailed("the forward of this picture failed"))
             return True
         self._settle(plan, results, time.monotonic() - started)
+        self._metrics.tick_seconds.observe(time.monotonic() - began)
         return True
 
     def _note_first_steps(self, keys: Sequence[ImageKey], now: float) -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loramux_server import runner
 from loramux_server.errors import Draining, Incompatible, InvalidRequest, PictureFailed
+from loramux_server.metrics import Metrics
 from loramux_server.requests import BlendEntry, GenerationRequest, ImageKey, Sampler, SigmaSchedule, Stepped
+from loramux_server.scheduler import Plan
 from loramux_store.errors import DataLoss, NotFound
 from loramux_store.record import UploadSpec
 
@@ -178,6 +182,27 @@ def test_a_stopping_runner_takes_nothing_new(server: Any) -> None:
     assert running.pictures()
     with pytest.raises(Draining):
         server.submit(PLAIN)
+
+
+def test_a_tick_is_measured_from_its_plan_to_what_follows_from_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, plans, metrics = [0.0], [Plan((8, 8), (), 0)], Metrics()
+
+    def lasting(seconds: float, gives: Any = None) -> Any:
+        now[0] += seconds
+        return gives
+
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    scheduler: Any = SimpleNamespace(
+        plan=lambda: lasting(1, plans.pop() if plans else None),
+        stepped=lambda *_: lasting(100),
+        speed=1.0,
+        finish=lambda keys: [*keys],
+    )
+    engine: Any = SimpleNamespace(step=lambda _: lasting(10, []))
+    made = runner.Runner(engine, scheduler, metrics)
+    assert made._tick() and not made._tick()  # nothing could step the second time: no tick
+    sample = metrics.registry.get_sample_value
+    assert (sample("loramux_tick_seconds_count"), sample("loramux_tick_seconds_sum")) == (1, 111)
 
 
 def test_a_base_folder_may_be_called_anything(make_server: Callable[..., Any], tiny_base: Path, tmp_path: Path) -> None:
