@@ -19,7 +19,19 @@ from sqlalchemy import event
 
 from loramux_store.errors import SchemaTooNew
 
-__all__ = ["adapters", "aliases", "audit", "blobs", "details", "layouts", "migrate", "open_engine", "pins", "versions"]
+__all__ = [
+    "adapters",
+    "aliases",
+    "audit",
+    "blobs",
+    "details",
+    "layouts",
+    "migrate",
+    "open_engine",
+    "pins",
+    "refuse_newer",
+    "versions",
+]
 
 _METADATA = sa.MetaData()
 _BUSY_MS = 5000
@@ -136,17 +148,22 @@ def open_engine(path: Path) -> sa.Engine:
     return engine
 
 
+def refuse_newer(connection: sa.Connection) -> bool:
+    """Raise SchemaTooNew for a schema from the future; otherwise whether it is today's."""
+    scripts = ScriptDirectory(str(Path(__file__).parent / "migrations"))
+    known = [script.revision for script in scripts.walk_revisions()]
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is not None and found not in known:
+        raise SchemaTooNew(found, known[0])
+    return found == known[0]
+
+
 def migrate(engine: sa.Engine) -> None:
     """Bring the schema up to date in one transaction; refuse one from the future."""
     config = Config()
     config.set_main_option("script_location", "loramux_store:migrations")
-    scripts = ScriptDirectory(str(Path(__file__).parent / "migrations"))
-    known = [script.revision for script in scripts.walk_revisions()]
     with engine.connect().execution_options(write=True) as connection, connection.begin():
-        found = MigrationContext.configure(connection).get_current_revision()
-        if found is not None and found not in known:
-            raise SchemaTooNew(found, known[0])
-        if found == known[0]:
+        if refuse_newer(connection):
             return
         config.attributes["connection"] = connection
         with warnings.catch_warnings():

@@ -140,6 +140,7 @@ class App:
         self.tracing = tracing or _tracing(settings, self.version)
         base = _load(settings)
         impl = find_kernels(settings.kernels, base.device, base.unet.dtype)
+        _log.info("kernels", implementation=impl, device=str(base.device))
         self.store = Store.open(
             settings.store, quota_bytes=settings.quota_bytes, upload_idle_s=settings.upload_idle_seconds
         )

@@ -1,6 +1,6 @@
 """`loramux config`: what the settings are and where each is from, whether a server would start with them, new tokens.
 
-Takes options as `loramux serve` does; gives text. It starts nothing, and opens no port.
+Takes options as `loramux serve` does; gives text. It starts nothing, and serves on no port.
 """
 
 import sys
@@ -12,7 +12,7 @@ from loramux_client import terminal
 from loramux_server.access import Scope, entry_text, new_token
 from loramux_server.errors import BadSetting
 from loramux_server.flags import Flags, given
-from loramux_server.settings import Settings, load, origin
+from loramux_server.settings import load, origin
 
 config = App(
     name="loramux config", help="Show and check the server's settings, make tokens, list metrics.", version_flags=[]
@@ -41,12 +41,21 @@ def show(*, flags: Given = None, json: Annotated[bool, Parameter(negative="", he
 
 @config.command
 def check(*, flags: Given = None) -> int:
-    """Say whether a server would start with these settings: exit status 0 if it would, 2 with the reasons if not."""
+    """Say whether a server would start with these settings: exit status 0 if it would, 2 with the reasons if not.
+
+    Looked at are addresses, tokens, certificates, device, kernels, the base's files and the store, in whose place an
+    empty folder is made and removed. Not asked is whether ports are free, nor what only loading the base tells: damaged
+    weights, too little memory, budgets that are too small for it.
+    """
     try:
         settings = load(**given(flags))
-        _check_files(settings)
     except BadSetting as error:
         return _complain(error)
+    from loramux_server.checking import faults
+
+    if found := list(faults(settings)):
+        print("\n".join(found), file=sys.stderr)
+        return 2
     terminal.say("all is well")
     return 0
 
@@ -77,17 +86,6 @@ def metrics() -> int:
 
     print(table(Metrics().described))
     return 0
-
-
-def _check_files(settings: Settings) -> None:
-    from loramux_server.access import read_access
-    from loramux_server.listening import refuse_openness
-    from loramux_server.tls import read_identity
-
-    refuse_openness(settings)
-    if settings.tokens is not None:
-        read_access(settings.tokens)
-    read_identity(settings)
 
 
 def _plain(value: object) -> object:

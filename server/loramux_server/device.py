@@ -5,13 +5,10 @@ Takes settings; gives a device and an implementation, or says why they cannot be
 
 from typing import cast
 
-import structlog
 import torch
 
 from loramux_kernels import Impl, check_impl, default_impl, self_test
 from loramux_server.errors import BadSetting
-
-_log = structlog.stdlib.get_logger(__name__)
 
 
 def find_device(name: str) -> torch.device:
@@ -42,5 +39,4 @@ def find_kernels(name: str, device: torch.device, dtype: torch.dtype) -> Impl:
             self_test(impl, device, dtype)
     except Exception as error:  # a compiler's or a driver's, of many kinds
         raise BadSetting(f"kernels is {name!r}: {error}; --kernels reference does without them") from error
-    _log.info("kernels", implementation=impl, device=str(device))
     return impl

@@ -2,15 +2,19 @@
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from loramux_client import cli
 from loramux_server.access import Scope, read_access
 from loramux_server.errors import BadSetting
 from loramux_server.flags import Flags
 from loramux_server.settings import Settings, load, origin
+from loramux_store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +103,16 @@ def test_show_tells_each_value_and_where_it_is_from(tmp_path: Path, capsys: pyte
     assert "50051" in capsys.readouterr().out
 
 
-def test_check_opens_what_the_settings_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_opens_what_the_settings_name(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    tmp_path = tmp_path_factory.mktemp("checked")
+    store = tmp_path / "far" / "away"
+    monkeypatch.setenv("LORAMUX_STORE", str(store))
     assert cli.main(["config", "check"]) == 0
-    assert capsys.readouterr().out == "all is well\n"
+    assert capsys.readouterr().out == "all is well\n" and not list(tmp_path.iterdir())
     tokens = tmp_path / "tokens.toml"
     tokens.write_text("[x]\nsha256 = 'short'\nscopes = []\n")
     for options, told in (
@@ -110,9 +121,38 @@ def test_check_opens_what_the_settings_name(tmp_path: Path, capsys: pytest.Captu
         (["--tls-cert", "x.pem"], "expected both"),
         (["--host", "0.0.0.0"], "--insecure"),
         (["--port", "x"], "--port"),
+        (["--host", "192.0.2.7", "--insecure"], "host: 192.0.2.7 is no address that this machine can listen on"),
+        (["--metrics-host", "192.0.2.7"], "metrics_host: 192.0.2.7 is no address"),
+        (["--base", "/nope"], "base /nope is no folder and no file"),
+        (["--base", str(tmp_path)], "model_index.json"),
+        (["--base", str(tokens)], "is no .safetensors file"),
+        (["--store", "/proc/nope"], "store: /proc/nope: "),
+        (["--device", "cuda"], "device is 'cuda'"),
+        (["--kernels", "triton", "--device", "cpu"], "kernels is 'triton'"),
     ):
-        assert cli.main(["config", "check", *options]) == 2
+        assert cli.main(["config", "check", *options]) == 2, options
         assert told in capsys.readouterr().err
+    assert not store.exists()
+
+
+def test_check_tells_all_that_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "check", "--base", "/nope", "--store", "/proc/nope", "--host", "0.0.0.0"]) == 2
+    starts = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert starts == ["host", "base /nope is no folder and no file, and no hub id (owner/name)", "store"]
+
+
+def test_check_looks_at_a_store_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check = ["config", "check", "--store", str(tmp_path)]
+    Store.open(tmp_path).close()
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(check) == 0 and sorted(tmp_path.iterdir()) == before
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite3", isolation_level=None)) as catalog:
+        catalog.execute("UPDATE alembic_version SET version_num = 'future'")
+    assert cli.main(check) == 2
+    assert "future" in capsys.readouterr().err
+    (tmp_path / "catalog.sqlite3").write_bytes(b"no catalog at all" * 100)
+    assert cli.main(check) == 2
+    assert f"store: {tmp_path}: " in capsys.readouterr().err
 
 
 def test_a_token_is_printed_once_and_only_its_digest_goes_into_the_file(

@@ -41,11 +41,21 @@ def read_file(file: Path, dtypes: Dtypes) -> Parts:
     Raises:
         BadBase: for a file that is not of one of the families, or lacks weights of a part; names it.
     """
+    family, names, metadata = check_file(file)
+    blueprint = _adjusted(_blueprint(family), names, metadata)
+    return parts_of(file, named(file, "its weights", lambda: load_file(file)), blueprint, dtypes)
+
+
+def check_file(file: Path) -> tuple[Family, list[str], dict[str, str]]:
+    """The checkpoint's family, the names of its tensors and its metadata; no weights are read.
+
+    Raises:
+        BadBase: for a file that is not of one of the families.
+    """
     if file.suffix != ".safetensors":
         raise BadBase(f"base {file} is no .safetensors file; nothing is unpickled here")
     names, metadata = named(file, "its header", lambda: _header(file))
-    blueprint = _adjusted(_blueprint(_family(file, names)), names, metadata)
-    return parts_of(file, named(file, "its weights", lambda: load_file(file)), blueprint, dtypes)
+    return _family(file, names), names, metadata
 
 
 def _header(file: Path) -> tuple[list[str], dict[str, str]]:

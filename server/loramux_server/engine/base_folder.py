@@ -28,11 +28,8 @@ def read_folder(folder: Path, dtypes: Dtypes) -> Parts:
         BadBase: where a part is missing, pickled, incomplete or cannot be read; names it.
     """
     index = named(folder, "model_index.json", lambda: _json(folder, "model_index.json"))
-    _check_parts(folder, 1)
-    config = named(folder, "unet", lambda: _json(folder, "unet/config.json"))
-    _check_kind(folder, config)
-    count = 2 if config.get("addition_embed_type") == TEXT_TIME else 1
-    components = _check_parts(folder, count)
+    components = check_folder(folder)
+    count = len(ENCODERS) if ENCODERS[1] in components else 1
     kinds: list[Any] = [CLIPTextModel, CLIPTextModelWithProjection]
     return Parts(
         digest=_digest(folder, components),
@@ -45,6 +42,23 @@ def read_folder(folder: Path, dtypes: Dtypes) -> Parts:
         scheduler_config=named(folder, "scheduler", lambda: _json(folder, "scheduler/scheduler_config.json")),
         zeros_for_no_text=count == 2 and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def check_folder(folder: Path) -> tuple[str, ...]:
+    """Names of the parts of a base, which are all there and have weights; these are not read.
+
+    Raises:
+        BadBase: where a part is missing, pickled or of another architecture; names it.
+    """
+    named(folder, "model_index.json", lambda: _json(folder, "model_index.json"))
+    _check_parts(folder, 1)
+    config = named(folder, "unet", lambda: _json(folder, "unet/config.json"))
+    _check_kind(folder, config)
+    count = 2 if config.get("addition_embed_type") == TEXT_TIME else 1
+    components = _check_parts(folder, count)
+    for part in ("unet", "vae", *ENCODERS[:count]):
+        _variant(folder, part)
+    return components
 
 
 def _check_parts(folder: Path, count: int) -> tuple[str, ...]:

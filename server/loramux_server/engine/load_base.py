@@ -14,8 +14,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers.utils.logging import disable_progress_bar
 
-from loramux_server.engine.base_file import read_file
-from loramux_server.engine.base_folder import read_folder
+from loramux_server.engine.base_file import check_file, read_file
+from loramux_server.engine.base_folder import check_folder, read_folder
 from loramux_server.engine.base_parts import Dtypes, Parts
 from loramux_server.engine.pipeline import INPAINTING_CHANNELS, Base, Family
 from loramux_server.errors import BadBase
@@ -49,6 +49,19 @@ def find_base(text: str) -> tuple[Path, str]:
             f"base {text} is no folder and no file, and Hugging Face's cache on this machine has no such model; "
             "nothing is downloaded"
         ) from error
+
+
+def check_base(text: str) -> None:
+    """Whether there is a base where an operator says; its weights are not read.
+
+    Raises:
+        BadBase: where there is none, or a part is missing or of another architecture; names the part.
+    """
+    source, _ = find_base(text)
+    if source.is_file():
+        check_file(source)
+    else:
+        check_folder(source)
 
 
 def load_base(source: Path, name: str, device: torch.device) -> Base:
