@@ -46,8 +46,8 @@ OTHERWISE: Mapping[str, str] = {
 }
 """Commands that are run in another way, by how they begin, each with the reason."""
 
-SAID = {"loramux adapters check": {0, 3}}
-"""Exit statuses that are an answer, where it is not 0 alone: 3 is a verdict."""
+SAID = {"loramux adapters check": {0, 3}, "loramux train run out/style/train.toml --resume latest": {1}}
+"""Exit statuses that are an answer, where it is not 0 alone: 3 is a verdict; 1 that dry runs left no checkpoint."""
 
 _SHELL = re.compile(r"(?P<command>.*?)(?: 2>> (?P<complaints>\S+))?")
 _OPERATORS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>", "2>>"}
