@@ -407,6 +407,15 @@ def test_validation_loss_is_deterministic_and_leaves_the_run_alone(base: Path, t
     assert with_.validations[0][1] != with_.validations[1][1]
 
 
+def test_validation_is_the_same_function_at_every_step(base: Path, tmp_path: Path) -> None:
+    """Of factors that do not move far enough to be seen."""
+    seen = Seen()
+    still = {"run": {"steps": 3, "validate_every": 1}, "optimiser": {"rate": 1e-30, "weight_decay": 0.0}}
+    session.run(settings(base, tmp_path, **still), opened(held_out=2), None, [seen])
+    assert [step for step, _, _ in seen.validations] == [1, 2, 3]
+    assert len({loss for _, loss, _ in seen.validations}) == 1
+
+
 def test_a_run_ends_early_and_writes_the_best(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.0, 0.0])
     monkeypatch.setattr(Training, "validate", lambda *_: next(losses))
