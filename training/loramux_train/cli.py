@@ -140,9 +140,11 @@ def _check(file: Path | None, flags: list[str], json: bool, sheet: Path | None) 
     _quiet_libraries()
     from loramux_train import base, config
     from loramux_train.before import refusals
-    from loramux_train.data.telling import surveyed, tell
+    from loramux_train.data.telling import check_sheet, surveyed, tell
     from loramux_train.data_source import tokens_of
 
+    if sheet is not None:
+        check_sheet(sheet)
     made = config.read(file, flags, base.native_resolution)
     found = surveyed(made.data, tokens_of(base.outline_of(base.find(made.base.path))))
     return tell(found, refusals(made, found), json=json, sheet=sheet)

@@ -107,6 +107,27 @@ def test_a_sheet_of_nothing_is_not_written(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "sheet.png").exists()
 
 
+@pytest.mark.parametrize(("name", "said"), [("s.foo", ".foo is no kind"), ("s", "no ending"), ("x/s.png", "no folder")])
+def test_a_sheet_that_cannot_be_written_is_told_before_pictures_are_read(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    assert _run(str(photos), "--sheet", str(tmp_path / name)) == 2
+    told = capsys.readouterr()
+    assert said in told.err and told.out == ""
+
+
+def test_the_sheet_tells_dropped_captions_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "a.png", caption="a cat")
+    picture(tmp_path / "b.png", caption=" ")
+    drawn: list[str] = []
+    monkeypatch.setattr("loramux_train.data.trained_sheet.wrapped", lambda text, _: drawn.append(text) or [text])
+    trained_sheet(surveyed(tmp_path, caption_dropout=1.0))
+    assert "(caption dropped in this use)" in drawn and "(no caption)" in drawn
+    drawn.clear()
+    trained_sheet(surveyed(tmp_path, caption_dropout=0.0))
+    assert "a cat" in drawn and "(no caption)" in drawn
+
+
 def test_masked_parts_are_pale(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "black").save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("x")

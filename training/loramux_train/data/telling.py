@@ -7,6 +7,7 @@ Needs no model.
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from loramux_client import terminal
@@ -15,6 +16,7 @@ from loramux_train.data.notes import Note
 from loramux_train.data.report import Report, report
 from loramux_train.data.survey import Survey, survey
 from loramux_train.data_settings import DataSettings
+from loramux_train.errors import BadSetting
 
 READY, REFUSED = 0, 3
 
@@ -35,6 +37,18 @@ def tell(found: Survey, refusals: Sequence[str], *, json: bool, sheet: Path | No
     else:
         _say(made, (*refused, *found.notes))
     return READY if made.verdict == "ready" else REFUSED
+
+
+def check_sheet(sheet: Path) -> None:
+    """Whether the sheet could be written there, asked before pictures are read. BadSetting where not."""
+    kind = Image.registered_extensions().get(sheet.suffix.lower())
+    if kind not in Image.SAVE:
+        raise BadSetting(
+            f"--sheet {sheet}: {sheet.suffix or 'no ending'} is no kind of picture; expected .png, .jpg or another "
+            "that Pillow writes"
+        )
+    if not sheet.absolute().parent.is_dir():
+        raise BadSetting(f"--sheet {sheet}: there is no folder {sheet.absolute().parent}")
 
 
 def surveyed(settings: DataSettings, count_tokens: CountTokens | None) -> Survey:

@@ -11,6 +11,7 @@ from loramux_train.data.batches import caption_at, crop_of_use, is_mirrored
 from loramux_train.data.order import Order, Use
 from loramux_train.data.pixels import Trained, trained
 from loramux_train.data.survey import Survey
+from loramux_train.data_settings import DataSettings
 
 MOST = 200  # pictures of a sheet
 TILE = 192  # pixels of the longer edge of a picture
@@ -71,9 +72,14 @@ def _tile(use: Use, survey: Survey, font: Font) -> _Tile:
     about = f"{picture.source.path.name} {picture.bucket[0]}x{picture.bucket[1]} {picture.source.repeats}x"
     about += " class" if picture.source.prior else ""
     about += " mirrored" if mirrored else ""
-    caption = caption_at(use, settings) or "(no caption)"
+    caption = caption_at(use, settings) or _why_none(use, settings)
     about, caption = (_written(text, font) for text in (about, caption))
     return _Tile(small, (wrapped(about, font)[0], *wrapped(caption, font)))
+
+
+def _why_none(use: Use, settings: DataSettings) -> str:
+    kept = settings.model_copy(update={"caption_dropout": 0.0})
+    return "(caption dropped in this use)" if caption_at(use, kept) else "(no caption)"
 
 
 def _written(text: str, font: Font) -> str:
