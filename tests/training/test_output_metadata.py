@@ -95,6 +95,17 @@ def test_values_are_those_that_kohyas_scripts_write() -> None:
     assert "loramux.rslora" not in found and json.loads(found["ss_network_args"]) == {}
 
 
+def test_no_buckets_are_told_where_none_are_asked_for() -> None:
+    """All pictures have one size then, or with `upscale` some."""
+    found = said(facts(data=replace(facts().data, bucketed=False)))
+    assert found["ss_enable_bucket"] == "False" and found["ss_bucket_info"] == "None"
+
+
+def test_nothing_is_said_of_a_vae_beside_the_base() -> None:
+    """sd-scripts say it where one was given, and no run here takes one."""
+    assert not [key for key in said(facts()) if "vae" in key]
+
+
 @pytest.mark.parametrize(
     "family,prediction,form,architecture,implementation",
     [

@@ -152,6 +152,7 @@ def test_a_server_that_is_gone_leaves_the_adapter_and_says_how_to_push_it(
 def test_a_file_tells_where_it_is_from(form: str, base: Path, pictures: Path, tmp_path: Path) -> None:
     out, thumbnail = tmp_path / "out", pictures / "0.png"
     more = {"data.trigger": "zib", "about.author": "Ada", "about.licence": "CC0-1.0", "about.thumbnail": thumbnail}
+    more["data.buckets"] = "false" if form == "peft" else "true"
     assert run("run", pictures, *flags(base, out, **{"output.form": form, "output.name": "keys", **more})) == 0
     file = out / ("keys/unet/adapter_model.safetensors" if form == "peft" else "keys.safetensors")
     about = metadata(file)
@@ -160,6 +161,7 @@ def test_a_file_tells_where_it_is_from(form: str, base: Path, pictures: Path, tm
     assert (about["ss_network_dim"], about["ss_network_alpha"], about["ss_optimizer"]) == ("4", "4.0", "AdamW")
     assert (about["ss_steps"], about["ss_num_train_images"], about["ss_epoch"]) == ("4", "6", "2")
     assert json.loads(about["ss_tag_frequency"])["pictures"]["a zib key"] == 6
+    assert about["ss_enable_bucket"] == str(form != "peft")
     outline = bases.outline_of(base)
     assert about["loramux.base_digest"] == _digest(base, _check_parts(base, 1)) == bases.digest(outline)
 

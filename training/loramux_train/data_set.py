@@ -49,6 +49,7 @@ def data_set(found: Survey, order: Order, cached: bool) -> DataSet:
         folders=_folders(found),
         resolution=(resolution, resolution),
         buckets=Counter(picture.bucket for picture in found.pictures),
+        bucketed=found.settings.buckets,
         batches_an_epoch=order.steps(0),
         latents_cached=cached,
     )

@@ -33,14 +33,13 @@ class BaseFacts:
     """What the adapter was trained on.
 
     digest: hex sha256 of the base, as a server tells it: of its file, or over the files of its folder. family: whose
-    architecture it has, at whatever size. vae_digest: hex sha256, where the VAE is another than the base's.
+    architecture it has, at whatever size.
     """
 
     name: str
     digest: str
     family: Literal["sd1", "sd2", "sdxl"]
     prediction: Literal["epsilon", "v"]
-    vae_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +93,15 @@ class PictureFolder:
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """resolution: (width, height) in pixels; buckets: pictures by (width, height), empty where all have one size."""
+    """resolution: (width, height) in pixels; buckets: pictures by (width, height); bucketed: whether pictures keep
+    their shapes, as far as these allow."""
 
     folders: tuple[PictureFolder, ...]
     resolution: tuple[int, int]
     buckets: Mapping[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     batches_an_epoch: int = 0
     latents_cached: bool = False
+    bucketed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

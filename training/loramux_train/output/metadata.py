@@ -79,8 +79,6 @@ def _scripts(facts: RunFacts, progress: Progress, layout: Layout) -> dict[str, o
         "sd_model_name": base.name,
         "sd_model_hash": base.digest[:10],
         "new_sd_model_hash": base.digest,
-        "vae_hash": base.vae_digest[:10] or None,
-        "new_vae_hash": base.vae_digest or None,
         "output_name": facts.about.name,
         "session_id": facts.session,
         "training_comment": facts.software,
@@ -114,14 +112,15 @@ def _data(data: DataFacts, max_steps: int, accumulation: int) -> dict[str, objec
     taught = [folder for folder in data.folders if not folder.prior]
     prior = [folder for folder in data.folders if folder.prior]
     epochs = -(-max_steps * accumulation // data.batches_an_epoch) if data.batches_an_epoch else 0
-    buckets = {str(i): {"resolution": [*size], "count": n} for i, (size, n) in enumerate(sorted(data.buckets.items()))}
+    sizes = sorted(data.buckets.items()) if data.bucketed else ()
+    buckets = {str(i): {"resolution": [*size], "count": n} for i, (size, n) in enumerate(sizes)}
     return {
         "num_train_images": sum(folder.pictures * folder.repeats for folder in taught),
         "num_reg_images": sum(folder.pictures * folder.repeats for folder in prior),
         "num_batches_per_epoch": data.batches_an_epoch,
         "num_epochs": epochs,
         "resolution": str(data.resolution),
-        "enable_bucket": bool(data.buckets),
+        "enable_bucket": data.bucketed,
         "bucket_info": {"buckets": buckets} if buckets else None,
         "cache_latents": data.latents_cached,
         "dataset_dirs": _folders(taught),
