@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from hypothesis import given
@@ -36,6 +36,13 @@ DATA = ["--data.folders", "pictures"]
         (["--output.name", "../x"], r"output\.name is '\.\./x'"),
         (["--adapter.rank.small", "1", "--adapter.rank.x", "1"], r"adapter\.rank"),
         (["--run.steps"], "--run.steps has no value"),
+        (["--learning_rate", "1"], r"learning_rate is no setting; did you mean tokens\.rate or optimiser\.rate\?"),
+        (["--rank", "8"], r"rank is no setting; did you mean adapter\.rank\?"),
+        (["--max_train_steps", "8"], r"did you mean run\.steps or samples\.steps\?"),
+        (["--optimiser.seed", "8"], r"did you mean data\.seed or run\.seed or samples\.seed\?"),
+        (["--optimizer.name", "adamw"], r"optimizer is no setting; did you mean optimiser\?"),
+        (["--data.ground", "0,0"], r"data\.ground\.2 is missing"),
+        (["--data.caption_extensions", ".tags,.txt"], "'.tags,.txt' is no ending, expected such as .txt"),
         (["steps", "5"], "'steps' is no flag"),
     ],
 )
@@ -64,6 +71,34 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
     read = config.read(file, ["--adapter.rank=16", "--run.save-every", "7", "--output.folder", "12"])
     assert (read.adapter.rank, read.adapter.alpha, read.run.save_every) == (16, 2.0, 7)
     assert read.output.folder == Path("12")
+
+
+LISTS: dict[str, tuple[str, list[Any]]] = {
+    "data.folders": ("a, b", ["a, b"]),
+    "data.ground": ("0,10, 255", [0, 10, 255]),
+    "data.caption_extensions": (".tags", [".tags"]),
+    "tokens.new": ("<zib>", ["<zib>"]),
+    "optimiser.betas": ("0.9,0.99", [0.9, 0.99]),
+    "samples.prompts": ("a cat, asleep", ["a cat, asleep"]),
+    "about.tags": ('"one", "two"', ["one", "two"]),
+}
+"""A flag's text, and what it is as TOML."""
+
+
+def test_lists_are_all_read_by_one_rule() -> None:
+    assert LISTS.keys() == {name for name, field in config.fields() if get_origin(field.annotation) is tuple}
+    for name, (text, values) in LISTS.items():
+        (section, key), folders = name.split("."), {} if name == "data.folders" else {"data": {"folders": ["x"]}}
+        whole = dict(folders)
+        whole[section] = whole.get(section, {}) | {key: values}
+        given = ["--data.folders", "x", f"--{name}", text]
+        read, wanted = (
+            getattr(getattr(made, section), key) for made in (config.read(None, given), config.parse(whole))
+        )
+        assert read == wanted
+        if len(values) == 1:
+            whole[section] = whole[section] | {key: values[0]}
+            assert getattr(getattr(config.parse(whole), section), key) == wanted
 
 
 @pytest.mark.parametrize(

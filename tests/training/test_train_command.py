@@ -146,6 +146,8 @@ REFUSED = [
     (["--run.precision", "fp16"], "run.precision is fp16, which needs a CUDA device"),
     (["--optimiser.name", "adamw8bit"], "needs the package bitsandbytes"),
     (["--output.which", "best"], "output.which is best, which needs held-out pictures"),
+    (["--adapter.ranks.convolution", "2"], "adapter.ranks.convolution is 2, but no layer of that group is trained"),
+    (["--optimiser.text_encoder_stop", "2"], "optimiser.text_encoder_stop is 2, but targets.text_encoder is false"),
     (["--run.patience", "2"], "run.patience is 2, which needs held-out pictures"),
     (["--tokens.new", "<zib>"], "'<zib>' stands in no caption"),
     (["--tokens.new", "key"], "'key' is a word of the base already"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from loramux_train.section import Section
 
@@ -20,8 +20,3 @@ class AboutSettings(Section):
     thumbnail: Annotated[Path | None, Field(strict=False)] = Field(
         default=None, description="A picture of what it does, kept in the file at 256 pixels; unset: none."
     )
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _one_alone(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value

@@ -6,7 +6,7 @@ expected; an unknown key is told with the nearest known one. Knows no model.
 
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -78,15 +78,27 @@ def read(
 
 def parse(given: dict[str, Any]) -> Config:
     """Checked settings. Values go through JSON, whose arrays and strings pydantic's strict mode takes for tuples and
-    paths, and no word for a number.
+    paths, and no word for a number. Where a list is expected, one value alone is a list of it.
 
     Raises:
         BadSetting: names everything that is wrong.
     """
+    lists = {name for name, field in fields() if _is_list(field)}
     try:
-        return Config.model_validate_json(json.dumps(given, default=str))
+        return Config.model_validate_json(json.dumps(_listed(given, lists), default=str))
     except ValidationError as error:
         raise BadSetting("\n".join(_lines(error.errors()))) from error
+
+
+def _listed(given: dict[str, Any], lists: Collection[str], before: str = "") -> dict[str, Any]:
+    """lists: dotted names of the settings that are some."""
+    made: dict[str, Any] = {}
+    for key, value in given.items():
+        if f"{before}{key}" in lists:
+            made[key] = value if isinstance(value, list | tuple) else [value]
+        else:
+            made[key] = _listed(value, lists, f"{before}{key}.") if isinstance(value, dict) else value
+    return made
 
 
 def resolved(config: Config) -> Config:
@@ -121,8 +133,8 @@ def to_toml(config: Config) -> str:
 def fields(model: type[BaseModel] = Config, before: str = "") -> Iterable[tuple[str, FieldInfo]]:
     """Dotted names of all settings, with what is known of each."""
     for name, field in model.model_fields.items():
-        inner = _model(field.annotation)
-        if inner is None or get_origin(field.annotation) is tuple:
+        inner = section_of(field.annotation)
+        if inner is None or _is_list(field):
             yield f"{before}{name}", field
         else:
             yield from fields(inner, f"{before}{name}.")
@@ -164,17 +176,24 @@ def _put(given: dict[str, Any], path: list[str], text: str) -> None:
 
 
 def _value(field: FieldInfo | None, text: str) -> Any:
-    """A flag's text: as it is where a setting takes words only, else as TOML, else as it is."""
+    """A flag's text: as it is where a setting takes words only, else as TOML, a list also without its brackets, else as
+    it is."""
     if field is not None and _words_only(field.annotation):
         return text
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    for toml in (text, f"[{text}]") if field is not None and _is_list(field) else (text,):
+        try:
+            return tomllib.loads(f"value = {toml}")["value"]
+        except tomllib.TOMLDecodeError:
+            continue
+    return text
 
 
 def _field(path: list[str]) -> FieldInfo | None:
     return dict(fields()).get(".".join(path))
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
 
 
 def _words_only(annotation: Any) -> bool:
@@ -194,7 +213,7 @@ def _alternatives(annotation: Any) -> Iterable[Any]:
         yield annotation
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section that an annotation stands for, also an optional one."""
     for kind in _alternatives(annotation):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -219,21 +238,29 @@ def _fault(name: str, fault: Any) -> str:
     """What follows the name."""
     if fault["type"] == "extra_forbidden":
         *sections, key = name.split(".")
-        keys = _keys([section for section in sections if not section.isdigit()])
-        near = get_close_matches(key, keys, 1, 0.4)
-        hint = f"did you mean {'.'.join([*sections, near[0]])}?" if near else f"known: {', '.join(keys)}"
-        return f" is no setting; {hint}"
+        return f" is no setting; {_hint(sections, key)}"
     if fault["type"] == "missing":
         return " is missing"
     said = fault["msg"].removeprefix("Value error, ")
     return f": {said}" if isinstance(fault["input"], dict) else f" is {fault['input']!r}: {said}"
 
 
+def _hint(sections: list[str], key: str) -> str:
+    """One of the section that is spelled almost so, else those of other sections whose name the key is or ends with,
+    else any that is spelled almost so, else what there is."""
+    keys = _keys([section for section in sections if not section.isdigit()])
+    near = [".".join([*sections, name]) for name in get_close_matches(key, keys, 1, 0.6)]
+    names = [name for name, _ in fields()]
+    near = near or [name for name in names if f"_{key}".endswith(f"_{name.rpartition('.')[2]}")]
+    near = near or get_close_matches(".".join([*sections, key]), names, 1, 0.6)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(keys)}"
+
+
 def _keys(sections: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Config
     for section in sections:
         field = model.model_fields.get(section)
-        inner = None if field is None else _model(field.annotation)
+        inner = None if field is None else section_of(field.annotation)
         if inner is None:
             return []
         model = inner

@@ -121,8 +121,6 @@ class DataSettings(BaseModel):
     @field_validator("folders", mode="before")
     @classmethod
     def _paths_alone(cls, value: object) -> object:
-        if isinstance(value, str | Path):
-            value = [value]
         if not isinstance(value, list | tuple):
             return value
         return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in value]
@@ -130,6 +128,8 @@ class DataSettings(BaseModel):
     @field_validator("caption_extensions")
     @classmethod
     def _with_dots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [ending for ending in value if not ending.strip(".") or set(", ") & set(ending)]:
+            raise ValueError(f'{wrong[0]!r} is no ending, expected such as .txt, several as [".txt", ".tags"]')
         return tuple(f".{ending.lstrip('.').lower()}" for ending in value)
 
     @model_validator(mode="after")

@@ -50,6 +50,7 @@ def outlook_of(config: Config) -> Outlook:
     outline = base.outline_of(base.find(config.base.path))
     noise = Noise.of(outline.scheduler, config.base.prediction)
     check_installed(config.optimiser.name)
+    _check_text_encoder_stop(config)
     check_settings(config)
     parts = base.meta_parts(outline)
     precision = _precision(config)
@@ -62,6 +63,13 @@ def outlook_of(config: Config) -> Outlook:
     ]
     warnings = adapter_file.check_form(config.output.form, trained, layout)
     return Outlook(outline, made, layout, noise, precision, warnings)
+
+
+def _check_text_encoder_stop(config: Config) -> None:
+    stop = config.optimiser.text_encoder_stop
+    if stop is not None and not config.targets.text_encoder:
+        raise BadSetting(f"optimiser.text_encoder_stop is {stop}, but targets.text_encoder is false: no text encoder "
+                         "learns; set that true, or leave this out")  # fmt: skip
 
 
 def _precision(config: Config) -> str:

@@ -97,12 +97,17 @@ def make(
     """The plan for a base's modules.
 
     Raises:
-        BadSetting: where the selection is empty, or a rank exceeds what a layer can have.
+        BadSetting: where the selection is empty, a rank exceeds what a layer can have, or is one of no layer.
     """
     chosen = () if tokens.alone else select(parts, targets)
     layers = tuple(
         _planned(target.part, target.path, target.group, _weight_shape(target.module), adapter) for target in chosen
     )
+    groups = {layer.group for layer in layers}
+    idle = [group for group, rank in adapter.ranks if rank is not None and group not in groups]
+    if idle:
+        raise BadSetting(f"adapter.ranks.{idle[0]} is {getattr(adapter.ranks, idle[0])}, but no layer of that group is "
+                         "trained; choose some in targets, or leave it out")  # fmt: skip
     vectors = sum(token.vectors for token in tokens.new)
     encoders: list[Any] = [part for name, part in parts.items() if name != "unet"]
     width = sum(encoder.get_input_embeddings().embedding_dim for encoder in encoders)

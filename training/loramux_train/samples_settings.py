@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from loramux_train.section import Section
 
@@ -26,8 +26,3 @@ class SamplesSettings(Section):
     )
     width: Edge | None = Field(default=None, description="Pixels; unset: `data.resolution`.")
     height: Edge | None = Field(default=None, description="Pixels; unset: `data.resolution`.")
-
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _one_alone(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value

@@ -4,19 +4,20 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from loramux_train.config import fields
+from loramux_train.config import Config, fields, section_of
 
 
 def text() -> str:
     """Markdown: name, default and meaning of every setting; a list's settings are one row."""
-    rows = [f"| `{name}` | {_shown(field)} | {field.description} |" for name, field in fields()]
+    rows = [f"| `{name}` | {_shown(name, field)} | {field.description} |" for name, field in fields()]
     return "\n".join(["| setting | default | is |", "|---|---|---|", *rows])
 
 
-def _shown(field: Any) -> str:
+def _shown(name: str, field: Any) -> str:
     default = field.default
     if default is PydanticUndefined:
-        return "required"
+        optional = _optional(name)
+        return f"required with `{optional}`" if optional else "required"
     if default is None:
         return "unset"
     if isinstance(default, bool):
@@ -24,3 +25,15 @@ def _shown(field: Any) -> str:
     if isinstance(default, tuple):
         return ", ".join(str(each) for each in default) or "none"
     return str(default)
+
+
+def _optional(name: str) -> str:
+    """The section that a setting is in, if there need be none."""
+    model: Any = Config
+    sections = name.split(".")[:-1]
+    for end, section in enumerate(sections, start=1):
+        field = model.model_fields[section]
+        if field.default is None:
+            return ".".join(sections[:end])
+        model = section_of(field.annotation)
+    return ""

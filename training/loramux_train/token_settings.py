@@ -66,8 +66,6 @@ class TokenSettings(Section):
     @field_validator("new", mode="before")
     @classmethod
     def _words_alone(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = [value]
         if not isinstance(value, list | tuple):
             return value
         return [{"word": entry} if isinstance(entry, str) else entry for entry in value]
