@@ -54,7 +54,7 @@ class Text:
             whole.update(
                 f"{module_digest(encoder)} {tokenizer.backend_tokenizer.to_str()} {tokenizer.pad_token}".encode()
             )
-        self._kept = TextCache(folder, whole.hexdigest(), lambda captions: _named(self._encode(captions)))
+        self._kept = TextCache(folder, whole.hexdigest(), lambda caption: _named(self._encode([caption])))
 
     def train(self, training: bool, settled: bool = False) -> None:
         """Say whether the encoders change from now on; what was known of captions is forgotten when that turns.
@@ -120,7 +120,7 @@ class Text:
 
     def _from_disk(self, kept: TextCache, caption: str) -> Embedded:
         device = _device(self._base.text_encoders[0])
-        tensors = {name: tensor.to(device) for name, tensor in kept.embed([caption]).items()}
+        tensors = {name: tensor.to(device) for name, tensor in kept.embed(caption).items()}
         return Embedded(tensors["context"], tensors.get("pooled"))
 
     def _encode(self, captions: Sequence[str]) -> Embedded:
