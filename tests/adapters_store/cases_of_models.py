@@ -23,11 +23,11 @@ def _hinted(metadata: dict[str, str], name: str) -> Case:
     return Case(af.kohya_tensors(made), becomes, metadata)
 
 
-def _wrong_prefix() -> Case:
+def _wrong_prefix(layout: str | None = None) -> Case:
     made = af.factors(known_layout("sdxl"), ["text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj"], rank=1)
     tensors = {n.replace("text_encoder_2", "text_encoder"): t for n, t in af.peft_tensors(made).items()}
     key = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"
-    return Case(tensors, Refusal("shape_mismatch", key, "looks like text_encoder_2"))
+    return Case(tensors, Refusal("shape_mismatch", key, "looks like text_encoder_2 of sdxl"), layout=layout)
 
 
 def _anima() -> Case:
@@ -37,11 +37,10 @@ def _anima() -> Case:
     return Case(tensors, Refusal("family_unknown", stems[1]))
 
 
-def _refiner() -> Case:
+def _refiner(stem: str, down: str, up: str, layout: str | None = None) -> Case:
     """SDXL's refiner: 4 deep, its context 1280."""
-    stem = "lora_unet_input_blocks_4_1_transformer_blocks_3_attn2_to_k"
-    tensors = {f"{stem}.lora_down.weight": ONES(1, 1280), f"{stem}.lora_up.weight": ONES(768, 1)}
-    return Case(tensors, Refusal("family_unknown", stem))
+    tensors = {f"{stem}.{down}.weight": ONES(1, 1280), f"{stem}.{up}.weight": ONES(768, 1)}
+    return Case(tensors, Refusal("unsupported_family:sdxl_refiner", f"{stem}.{down}.weight"), layout=layout)
 
 
 def _dense_evidence(layout: Layout) -> Case:
@@ -73,6 +72,7 @@ MODELS: Rows = {
     "B4 ss_v2 False": lambda: _hinted({"ss_v2": "False"}, "sd1"),
     "B4 said by the uploader": Elsewhere(f"{FORMATS}::test_layout_option_breaks_a_tie"),
     "B6 the second encoder's weights under the first's name": _wrong_prefix,
+    "B6 the same, said to be SD1": lambda: _wrong_prefix("sd1"),
     "B8 the metadata lies": lambda: _real(
         "sdxl",
         KEY,
@@ -131,5 +131,13 @@ MODELS: Rows = {
         },
         Refusal("unknown_keys", "lora_te_text_model_encoder_layers_23_mlp_fc2"),
     ),
-    "SDXL's refiner": _refiner,
+    "SDXL's refiner": lambda: _refiner(
+        "lora_unet_input_blocks_4_1_transformer_blocks_3_attn2_to_k", "lora_down", "lora_up"
+    ),
+    "SDXL's refiner in diffusers' names": lambda: _refiner(
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "lora_A", "lora_B"
+    ),
+    "SDXL's refiner, said to be SDXL": lambda: _refiner(
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "lora.down", "lora.up", layout="sdxl"
+    ),
 }

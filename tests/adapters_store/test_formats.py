@@ -462,6 +462,14 @@ def test_key_order_makes_no_difference(store: Store, tmp_path: Path) -> None:
     assert reports[0] == reports[1] == reports[2]
 
 
+def test_a_family_is_nearer_than_the_builtin_base(tmp_path: Path) -> None:
+    """A width of no model, under a name that all have."""
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{key}.lora_A.weight": torch.ones(1, 111), f"{key}.lora_B.weight": torch.ones(111, 1)}
+    with Store.open(tmp_path / "plain") as store, pytest.raises(Refused, match="nearest is sd"):
+        publish(store, tmp_path, tensors)
+
+
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
 def test_no_name_that_is_taken_is_another_familys(name: str) -> None:
     table = name_table(known_layout(name))

@@ -15,7 +15,8 @@ from loramux_store.errors import Refused
 from loramux_store.formats.fit import Misfit, fits_exactly, misfit
 from loramux_store.formats.naming import name_table
 from loramux_store.formats.read import RawModule
-from loramux_store.layout import KNOWN_NAMES, Layout
+from loramux_store.formats.refiner import refiner
+from loramux_store.layout import KNOWN_NAMES, Layout, known_layout
 
 __all__ = ["Choice", "choose"]
 
@@ -70,9 +71,9 @@ def choose(
     ]
     fitting = [reading for reading in readings if reading.fits]
     if wanted:
-        fitting = _wanted(fitting, readings, wanted)
+        fitting = _wanted(modules, fitting, readings, wanted)
     if not fitting:
-        raise _nearest_fault(readings)
+        raise _refiner_fault(modules) or _nearest_fault(readings, readings)
     exact = [reading for reading in fitting if reading.exact] or fitting
     chosen, how = _one(exact, metadata, base)
     evidence = [f"all {len(chosen.matched)} modules fit {chosen.name} by name and shape", *how]
@@ -120,12 +121,14 @@ def _read(modules: Sequence[RawModule], layout: Layout, bare: str | None) -> _Re
     return reading
 
 
-def _wanted(fitting: list[_Reading], readings: list[_Reading], wanted: Layout) -> list[_Reading]:
+def _wanted(
+    modules: Sequence[RawModule], fitting: list[_Reading], readings: list[_Reading], wanted: Layout
+) -> list[_Reading]:
     mine = [reading for reading in fitting if reading.layout.digest == wanted.digest]
     if mine or not fitting:
         if not mine:
             own = [reading for reading in readings if reading.layout.digest == wanted.digest]
-            raise _nearest_fault(own)
+            raise _refiner_fault(modules) or _nearest_fault(own, readings)
         return mine
     got = ", ".join(sorted({reading.layout.name for reading in fitting}))
     raise Refused(
@@ -222,14 +225,27 @@ def _differences(readings: list[_Reading], chosen: _Reading) -> list[str]:
     return list(lines.values())
 
 
-def _nearest_fault(readings: list[_Reading]) -> Refused:
-    """What is wrong with the reading that fits best."""
+def _refiner_fault(modules: Sequence[RawModule]) -> Refused | None:
+    """SDXL's refiner has the names of SD1's blocks and of SDXL's depths, in widths of its own."""
+    if not any(reading.fits for reading in _readings(modules, refiner(), wanted=False)):
+        return None
+    key = next(iter(modules[0].tensors.values())).name
+    return Refused(
+        "unsupported_family:sdxl_refiner",
+        f"all {len(modules)} modules, {key!r} among them, fit SDXL's refiner; accepted are SD1, SD2 and SDXL",
+        {"key": key, "family": "sdxl_refiner"},
+    )
+
+
+def _nearest_fault(readings: list[_Reading], all_readings: list[_Reading]) -> Refused:
+    """What is wrong with the reading that fits best; hints come from all."""
     nearest = max(
         readings,
         key=lambda reading: (
             len(reading.matched),
             len(reading.misfits) + len(reading.twice),
             -len(reading.unknown),
+            reading.layout.digest != known_layout("builtin").digest,  # few files are for it
         ),
     )
     if nearest.twice and not nearest.unknown and not nearest.misfits:
@@ -240,7 +256,7 @@ def _nearest_fault(readings: list[_Reading]) -> Refused:
             {"module": path, "key": stem, "layout": nearest.name},
         )
     if nearest.misfits and (nearest.matched or not nearest.unknown):
-        return _shape_fault(nearest, readings)
+        return _shape_fault(nearest, all_readings)
     stems = [raw.stem for raw in nearest.unknown or nearest.extra]
     listed = ", ".join(repr(stem[:120]) for stem in stems[:5])
     more = f" and {len(stems) - 5} more" if len(stems) > 5 else ""
