@@ -126,7 +126,7 @@ EMBEDDINGS: Rows = {
         {"base_model.model.a.to_k.strange": V}, "family_unknown", "base_model.model.a.to_k.strange"
     ),
     "a tensor by itself of more rows than an embedding has, of a model": lambda: _refused(
-        {"down_blocks.0.to_k_ip.bias2": draw(320, 24)}, "family_unknown", "down_blocks.0.to_k_ip.bias2"
+        {"down_blocks.0.to_k.bias2": draw(320, 24)}, "family_unknown", "down_blocks.0.to_k.bias2"
     ),
     "a tensor by itself, prompt_embeds": lambda: _refused({"prompt_embeds": V}, "family_unknown", "prompt_embeds"),
     "a tensor by itself, weight": lambda: _refused({"weight": V}, "family_unknown", "weight"),

@@ -346,6 +346,29 @@ FOREIGN: Rows = {
         good() | {f"{STEM}.reshape_weight": ONES(2)}, "unsupported_kind:set_weight", f"{STEM}.reshape_weight"
     ),
     "control-LoRA": _foreign("control_lora", "lora_controlnet", "a.up"),
+    "ControlNet": _foreign(
+        "controlnet", "controlnet_cond_embedding.conv_in.weight", "down_blocks.0.attentions.0.proj_in.weight"
+    ),
+    "ControlNet of the original code": _foreign(
+        "controlnet", "control_model.input_blocks.0.0.weight", "control_model.zero_convs.0.0.weight"
+    ),
+    "ControlNet of the original code, bare": _foreign("controlnet", "zero_convs.0.0.weight", "input_blocks.0.0.weight"),
+    "IP-Adapter": _foreign("ip_adapter", "image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"),
+    "IP-Adapter with LoRAs of FaceID": _foreign(
+        "ip_adapter",
+        "image_proj.proj.0.weight",
+        "ip_adapter.0.to_q_lora.down.weight",
+        "ip_adapter.0.to_q_lora.up.weight",
+    ),
+    "InstantID": _foreign("ip_adapter", "image_proj.latents", "ip_adapter.1.to_k_ip.weight"),
+    "a part of an IP-Adapter by itself": lambda: _refused(
+        {"ip_adapter.1.to_k_ip.bias2": ONES(320, 24)}, "unsupported_kind:ip_adapter", "ip_adapter.1.to_k_ip.bias2"
+    ),
+    "T2I-Adapter": _foreign("t2i_adapter", "adapter.body.0.in_conv.weight", "adapter.conv_in.weight"),
+    "T2I-Adapter of the original code": _foreign("t2i_adapter", "body.0.block1.weight", "conv_in.weight"),
+    "Custom Diffusion": _foreign(
+        "custom_diffusion", f"{BLOCK[5:]}.attn2.processor.to_k_custom_diffusion.weight"
+    ),
     "hypernetwork": _foreign("hypernetwork", "320.0.linear.0.bias", "320.0.linear.0.weight"),
     "a whole model": _foreign("full_checkpoint", "model.diffusion_model.out.0.weight"),
     "a whole model's UNet": _foreign("full_checkpoint", "down_blocks.0.resnets.0.conv1.weight"),

@@ -48,6 +48,15 @@ _FAMILIES: tuple[tuple[str, re.Pattern[str]], ...] = (
 _WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("control_lora", re.compile(r"\Alora_controlnet\Z")),
     ("lllite", re.compile(r"\Alllite_unet_")),
+    (
+        "controlnet",
+        re.compile(
+            r"\Acontrol_model\.|\Acontrolnet_(cond_embedding|down_blocks|mid_block)\.|\A(zero_convs|input_hint_block)\.\d"
+        ),
+    ),
+    ("ip_adapter", re.compile(r"\A(ip_adapter|image_proj(_model)?)\.|\.to_[kv]_ip(\.|\Z)")),
+    ("t2i_adapter", re.compile(r"\A(adapter\.)?body\.\d+\.(in_conv|block[12]|resnets\.\d+\.block[12])\.")),
+    ("custom_diffusion", re.compile(r"(\.|_)custom_diffusion(\.|\Z)")),
     ("positional_lora", re.compile(r"\A(unet|text_encoder):\d+:(up|down)\Z")),
     ("oft", re.compile(r"\Aoft_unet_")),
     ("hypernetwork", re.compile(r"\A\d+\.\d+\.linear\.\d+\.(weight|bias)\Z")),
@@ -68,10 +77,14 @@ _WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
-_NAMED_BY_STEM = ("lllite", "control_lora", "oft")
+_NAMED_BY_STEM = ("lllite", "control_lora", "oft", "controlnet", "ip_adapter", "t2i_adapter", "custom_diffusion")
 _MESSAGES = {
     "lllite": "a ControlNet-LLLite, which is no LoRA",
     "control_lora": "a control-LoRA, which is no LoRA",
+    "controlnet": "a ControlNet, which is no LoRA",
+    "ip_adapter": "an IP-Adapter (FaceID, InstantID), which is no LoRA",
+    "t2i_adapter": "a T2I-Adapter, which is no LoRA",
+    "custom_diffusion": "a Custom Diffusion file, whose layers stand in place of the base's",
     "positional_lora": "a cloneofsimo LoRA: it does not store module names",
     "full_checkpoint": "a whole model, not an adapter",
     "vae": "a VAE, not an adapter",
