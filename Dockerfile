@@ -54,6 +54,7 @@ RUN groupadd --gid 10001 loramux \
 ENV PATH=/opt/loramux/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    GRPC_ENABLE_FORK_SUPPORT=0 \
     HF_HUB_OFFLINE=1 \
     TRITON_CACHE_DIR=/cache/triton \
     CUDA_CACHE_PATH=/cache/cuda \
