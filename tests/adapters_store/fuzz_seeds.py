@@ -129,6 +129,7 @@ def _embeddings() -> Iterator[tuple[str, str]]:
 def _configs() -> Iterator[tuple[str, object]]:
     yield "plain", {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True, "fan_in_fan_out": True}
     yield "patterns", {"rank_pattern": {"to_q": 2, "^mid_block.a": 3}, "alpha_pattern": {r".*attn[12]\.to_.": 1}}
+    yield "groups", {"alpha_pattern": {"(mid_block|down_blocks).*to_(?:q|k)": 4}}
     yield "refused", {"peft_type": "IA3", "layer_replication": [[0, 1]], "init_lora_weights": "pissa_niter_4"}
     yield "numbers", {"r": 1e999, "lora_alpha": "8", "use_dora": 3}
 

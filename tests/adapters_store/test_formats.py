@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loramux_store import Embedding, InterpretOptions, Layout, ModuleSpec, Published, Store, UploadSpec, known_layout
-from loramux_store.errors import Refused
+from loramux_store.errors import InvalidArgument, Refused
 from loramux_store.formats.foreign import refuse_families
 from loramux_store.formats.naming import name_table
+from loramux_store.formats.peft_config import parse_config
 
 ATTENTION = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 TEXT = "text_encoder.text_model.encoder.layers.1"
@@ -286,18 +287,30 @@ def test_patterns_match_as_in_peft() -> None:
     """The same answer as PEFT's own function, for patterns and names of this domain."""
     from peft.utils.other import get_pattern_key
 
-    from loramux_store.formats.peft_config import parse_config
-
     rng = random.Random(5)
     parts = ["to_k", "to_q", "attn1", "attn2", "down_blocks", "0", "1", "up_blocks"]
+    more = [".*", "[01]", r"\d", "(up|down)_blocks", "(?:0|to_k)"]
     for _ in range(400):
         name = ".".join(rng.choices(parts, k=rng.randint(1, 5)))
         keys: dict[str, int] = {}
         for value in range(rng.randint(1, 4)):
-            pattern = ".".join(rng.choices([*parts, ".*", "[01]", r"\d"], k=rng.randint(1, 2)))
+            pattern = ".".join(rng.choices([*parts, *more], k=rng.randint(1, 2)))
             keys.setdefault(rng.choice(["", "^"]) + pattern, value)
         config = parse_config(json.dumps({"lora_alpha": -1, "alpha_pattern": keys}))
         assert config.alpha(name) == keys.get(get_pattern_key(list(keys), name), -1), (keys, name)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "(a|a)" * 30 + "b",  # a thousand million ways
+        "(a|b|c|d|e|f|g|h).*(a|b|c)",
+        "(a)*", "(a|b)+", "(a){9}", "((a|b)c)", "(?a)", "(?=a)", "(a", "a)", r"\(a\)", "(" * 256, "(*)", "(a)" * 86,
+    ],
+)  # fmt: skip
+def test_patterns_that_could_take_long_are_refused(key: str) -> None:
+    with pytest.raises(InvalidArgument, match="alpha_pattern"):
+        parse_config(json.dumps({"alpha_pattern": {key: 1}}))
 
 
 def test_peft_without_a_config(store: Store, tmp_path: Path) -> None:

@@ -26,10 +26,13 @@ _MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields that change what the tensors are applied to, or how.
 _REFUSED = ("layer_replication", "trainable_token_indices", "target_parameters")
 _LITERAL = re.compile(r"\^?(?:[A-Za-z0-9_\-]|\\?\.)+\Z")
-# Characters, classes and alternatives with at most two open repeats: no pattern that backtracks
-# for longer than a module name is long, squared; and so many of them that an SDXL file of 1,400 modules
-# takes a second at worst.
+# Characters, classes, alternatives and groups with at most two open repeats: no pattern that backtracks
+# for longer than a module name is long, squared, times the ways through its groups; and so many of them that an SDXL
+# file of 1,400 modules takes a second at worst.
 _MAX_REPEATS = 32
+_MAX_KEY = 256  # characters of a pattern
+_GROUP = re.compile(r"\((?:\?:)?([^()]*)\)(?![*+?{])")
+"""Within none and without a repeat behind it. Each multiplies the ways to read a pattern by its alternatives."""
 _TAME = re.compile(r"\^?(?:[A-Za-z0-9_\-.|]|\\[.dw]|\[[A-Za-z0-9_\-.]+\]|[*+?])+\Z")
 
 
@@ -178,20 +181,36 @@ def _patterns(body: Mapping[str, Any], name: str) -> _Patterns:
             target.setdefault(plain, (order, value))
         else:
             regexes.append((order, _regex(f"{name}.{key}", key), value))
-    repeats = sum(_repeats(rule.pattern) for _, rule, _ in regexes) - 2 * len(regexes)  # of _regex's own
-    if len(regexes) > 64 or repeats > _MAX_REPEATS:
-        found = f"{len(regexes)} patterns with {repeats} of * + ?"
-        raise InvalidArgument(f"{_FIELD}.{name}", found, f"at most 64 patterns, with at most {_MAX_REPEATS} of * + ?")
+    cost = sum(_cost(key) for key in table if not _LITERAL.match(key))
+    if len(regexes) > 64 or cost > _MAX_REPEATS:
+        found = f"{len(regexes)} patterns with {cost} of * + ? and |"
+        most = (
+            f"at most 64 patterns, with at most {_MAX_REPEATS} of * + ?, counted for each alternative of their groups"
+        )
+        raise InvalidArgument(f"{_FIELD}.{name}", found, most)
     return _Patterns(literal, anchored, tuple(regexes))
 
 
 def _regex(field: str, key: str) -> re.Pattern[str]:
-    if len(key) > 256 or _repeats(key) > 2 or not _TAME.match(key):
-        raise InvalidArgument(f"{_FIELD}.{field}", key, "names, '.', classes, and at most two of * + ?")
+    flat = _flat(key[:_MAX_KEY])
+    if len(key) > _MAX_KEY or _repeats(flat) > 2 or _cost(key) > _MAX_REPEATS or not _TAME.match(flat):
+        expected = "names, '.', classes, groups without * + ? behind them, and at most two of * + ?"
+        raise InvalidArgument(f"{_FIELD}.{field}", key, expected)
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except re.error:
         raise InvalidArgument(f"{_FIELD}.{field}", key, "a regular expression") from None
+
+
+def _flat(key: str) -> str:
+    """A pattern without the brackets of its groups."""
+    return _GROUP.sub(r"\1", key)
+
+
+def _cost(key: str) -> int:
+    """Ways to read a pattern, times its repeats; without groups its repeats."""
+    ways = math.prod(1 + body.count("|") for body in _GROUP.findall(key))
+    return ways * (1 + _repeats(_flat(key))) - 1
 
 
 def _repeats(pattern: str) -> int:
