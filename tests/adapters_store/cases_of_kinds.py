@@ -332,6 +332,21 @@ FOREIGN: Rows = {
     "encoder T5 as a third one": _family("dit", "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q.lora_A"),
     "encoder T5 as the only one": _family("dit", "text_encoder.encoder.block.0.layer.0.SelfAttention.q.lora_A"),
     "PEFT's IA3": _foreign("ia3", "base_model.model.x.to_k.ia3_l"),
+    "AdaLoRA of PEFT": lambda: _refused(
+        {f"base_model.model.{KEY[5:]}.lora_{end}": ONES(shape) for end, shape in
+         (("A", (2, 24)), ("B", (16, 2)), ("E", (2, 1)))},
+        "unsupported_kind:adalora", f"base_model.model.{KEY[5:]}.lora_E",
+    ),
+    "KaSA of PEFT": lambda: _refused(
+        {f"base_model.model.{KEY[5:]}.{leaf}": ONES(shape) for leaf, shape in
+         (("lora_A.weight", (2, 24)), ("lora_B.weight", (16, 2)), ("lora_diag", (2,)))},
+        "unsupported_kind:kasa", f"base_model.model.{KEY[5:]}.lora_diag",
+    ),
+    "VeRA of PEFT": _foreign("vera", "base_model.model.x.to_k.vera_lambda_b", "base_model.vera_A"),
+    "a part of a VeRA by itself": _foreign("vera", "base_model.model.x.to_k.vera_lambda_b", shape=(24,)),
+    "HRA of PEFT": _foreign("hra", "base_model.model.x.to_k.hra_u"),
+    "RandLoRA of PEFT": _foreign("randlora", "base_model.model.x.to_k.randlora_lambda"),
+    "normalisations of PEFT": _foreign("ln_tuning", "base_model.model.x.norm1.ln_tuning_layers.weight"),
     "GLoRA": _foreign("glora", f"{STEM}.a1.weight", f"{STEM}.a2.weight", f"{STEM}.b1.weight", f"{STEM}.b2.weight"),
     "OFT of LyCORIS": _foreign("oft", f"{STEM}.oft_blocks", f"{STEM}.rescale", shape=(2, 2, 2)),
     "OFT of kohya": _foreign("oft", "oft_unet_x.oft_blocks", shape=(2, 2, 2)),

@@ -5,7 +5,24 @@ import math
 
 import adapter_files as af
 import torch
-from cases import ALPHA, BLOCK, DOWN, KEY, STEM, TEXT, UP, Accepted, Case, Elsewhere, Refusal, Rows, good, lora, renamed
+from cases import (
+    ALPHA,
+    BLOCK,
+    DOWN,
+    KEY,
+    STEM,
+    TEXT,
+    UP,
+    Accepted,
+    Case,
+    Elsewhere,
+    Refusal,
+    Rows,
+    Tensors,
+    good,
+    lora,
+    renamed,
+)
 
 __all__ = ["NAMES", "SCALES"]
 
@@ -154,11 +171,31 @@ NAMES: Rows = {
         af.peft_tensors(af.factors(af.TOY_SD1, [KEY])) | {f"{KEY}.bias": torch.ones(16)},
         Refusal("unknown_keys", f"{KEY}.bias"),
     ),
+    "modules_to_save, said by the config": lambda: _beside(
+        {"modules_to_save": ["conv_in"]}, {"base_model.model.conv_in.weight": torch.ones(8, 4, 3, 3)}, "modules_to_save"
+    ),
+    "biases of PEFT's bias=all, said by the config": lambda: _beside(
+        {"bias": "all"}, {"base_model.model.conv_norm_out.bias": torch.ones(8)}, "bias_all"
+    ),
+    "biases of PEFT's bias=lora_only, said by the metadata": lambda: _beside(
+        {"bias": "lora_only"}, {f"{KEY}.base_layer.bias": torch.ones(16)}, "bias_lora_only", kept=True
+    ),
+    "bias=all of a file without biases": lambda: _configured({"r": 4, "lora_alpha": 8, "bias": "all"}, 2.0, rank=4),
     "an embedding of PEFT": lambda: Case(
         {"text_model.embeddings.token_embedding.lora_embedding_A": torch.ones(2, 9)},
         Refusal("unsupported_kind:lora_embedding", "text_model.embeddings.token_embedding.lora_embedding_A"),
     ),
 }
+
+
+def _beside(config: dict[str, object], tensors: Tensors, kind: str, *, kept: bool = False) -> Case:
+    """A LoRA with other tensors beside it, and a config that says so: given, or kept in the metadata."""
+    content = af.peft_tensors(af.factors(af.TOY_SD1, [KEY])) | tensors
+    refusal = Refusal(f"unsupported_kind:{kind}", next(iter(tensors)))
+    if kept:
+        said = {f"unet.{field}": value for field, value in config.items()}
+        return Case(content, refusal, {"lora_adapter_metadata": json.dumps(said)})
+    return Case(content, refusal, config=json.dumps(config))
 
 
 def _peft_pair(name: str, path: str):
@@ -319,6 +356,16 @@ SCALES: Rows = {
     "layer_replication": lambda: _config_refused(
         {"layer_replication": [[0, 4]]}, "unsupported_kind:layer_replication", "layer_replication"
     ),
+    "VeRA by its config": lambda: _config_refused({"peft_type": "VERA"}, "unsupported_kind:vera", "peft_type"),
+    "VeRA by the metadata": lambda: Case(
+        {f"{KEY}.strange": torch.ones(2)},
+        Refusal("unsupported_kind:vera", "peft_type"),
+        {"lora_adapter_metadata": json.dumps({"peft_type": "VERA"})},
+    ),
+    "KaSA by its config": lambda: _config_refused(
+        {"kasa_config": {"beta": 1e-4}}, "unsupported_kind:kasa", "kasa_config"
+    ),
+    "BD-LoRA": lambda: _config_refused({"use_bdlora": {"nblocks": 2}}, "unsupported_kind:bdlora", "use_bdlora"),
     "rank 0": lambda: Case({DOWN: torch.ones(0, 24), UP: torch.ones(16, 0)}, Refusal("rank_mismatch", UP)),
     "rank above both sides": lambda: lora(KEY, rank=30),
     "rank 4097": lambda: Case(

@@ -13,7 +13,7 @@ from loramux_store.errors import Refused
 from loramux_store.formats.leaf import Key
 from loramux_store.header import TensorEntry
 
-__all__ = ["refuse_families", "refuse_kinds", "refuse_other_objects"]
+__all__ = ["kind_refused", "refuse_families", "refuse_kinds", "refuse_other_objects"]
 
 # what trainers write before a transformer's first name; names of UNets never go on as those below do
 _ROOT = r"\A(base_model\.model\.)?(model\.)?(diffusion_model\.|transformer\.|lora_unet_|lycoris_)?"
@@ -77,6 +77,11 @@ _WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
+# PEFT names the tensors of its other adapters by their kinds
+_OF_PEFT = re.compile(
+    r"\.(p?vera|hra|randlora|gralora|hira|delora|fourierft|waveft|tinylora|ln_tuning|psoft|lily|unilora|deft|osf|"
+    r"supertuning|beft|peanut|road|shira|miss|c3a|vblora)_[A-Za-z]"
+)
 _NAMED_BY_STEM = ("lllite", "control_lora", "oft", "controlnet", "ip_adapter", "t2i_adapter", "custom_diffusion")
 _MESSAGES = {
     "lllite": "a ControlNet-LLLite, which is no LoRA",
@@ -89,8 +94,13 @@ _MESSAGES = {
     "full_checkpoint": "a whole model, not an adapter",
     "vae": "a VAE, not an adapter",
     "hypernetwork": "a hypernetwork, not a LoRA",
+    "modules_to_save": "whole layers in place of the base's, which PEFT's modules_to_save adds",
+    "bias_all": "the base's biases as trained, which PEFT's bias=all adds",
+    "bias_lora_only": "the base's biases as trained, which PEFT's bias=lora_only adds",
     "set_weight": "weights that overwrite the base's",
     "ia3": "an IA3 adapter, whose delta depends on the base",
+    "adalora": "an AdaLoRA of PEFT, with singular values beside its factors",
+    "kasa": "a KaSA adapter of PEFT, with singular values beside its factors",
     "glora": "a GLoRA, whose delta depends on the base",
     "oft": "an OFT adapter, which turns the base's weights",
     "boft": "a BOFT adapter, which turns the base's weights",
@@ -118,7 +128,10 @@ def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[s
     for kind, pattern in _WHOLE:
         names = tensors if kind in _NAMED_BY_STEM else () if anything_known else unsorted
         if name := _first(pattern, names):
-            raise _kind(kind, name)
+            raise kind_refused(kind, name)
+    for name in unsorted:
+        if found := _OF_PEFT.search(name):
+            raise kind_refused(found[1], name)
 
 
 def refuse_kinds(keys: Iterable[Key], tensors: Mapping[str, TensorEntry]) -> None:
@@ -129,11 +142,12 @@ def refuse_kinds(keys: Iterable[Key], tensors: Mapping[str, TensorEntry]) -> Non
         kind = key.kind
         if kind == "oft" and len(tensors[key.name].shape) == 4:
             kind = "boft"
-        raise _kind(kind, key.name)
+        raise kind_refused(kind, key.name)
 
 
-def _kind(kind: str, name: str) -> Refused:
-    what = _MESSAGES.get(kind, f"a tensor of the kind {kind}")
+def kind_refused(kind: str, name: str) -> Refused:
+    """The refusal of a tensor of a kind that is not accepted."""
+    what = _MESSAGES.get(kind, f"an adapter of the kind {kind}")
     return Refused(
         f"unsupported_kind:{kind}",
         f"{name!r} is part of {what}; it is not accepted",

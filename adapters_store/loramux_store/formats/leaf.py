@@ -61,10 +61,12 @@ _KINDS: dict[str, str] = {
     **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"), "glora"),
     **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R", "oft_R.weight", "rescale"), "oft"),
     **dict.fromkeys(("boft_R", "boft_s"), "boft"),
+    "lora_E": "adalora",
+    "lora_diag": "kasa",
     **dict.fromkeys(("lora_embedding_A", "lora_embedding_B"), "lora_embedding"),
 }
 _INFIXED = {
-    "lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B",
+    "lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B", "lora_E", "lora_diag",
     "oft_R", "boft_R", "boft_s", "ia3_l", *(name for name in _ROLES if name.startswith(("hada_", "lokr_"))),
 }  # fmt: skip
 _PROJECTIONS = {f"to_{name}_lora": name for name in ("q", "k", "v", "out")}

@@ -24,7 +24,10 @@ _FIELD = "options.peft_config"
 # Initialisations that also change the base weights: the adapter alone is not what was trained.
 _MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields that change what the tensors are applied to, or how.
-_REFUSED = ("layer_replication", "trainable_token_indices", "target_parameters")
+_REFUSED = (
+    "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+)  # fmt: skip
 _LITERAL = re.compile(r"\^?(?:[A-Za-z0-9_\-]|\\?\.)+\Z")
 # Characters, classes, alternatives and groups with at most two open repeats: no pattern that backtracks
 # for longer than a module name is long, squared, times the ways through its groups; and so many of them that an SDXL
@@ -67,6 +70,8 @@ class PeftConfig:
     ranks: _Patterns
     alphas: _Patterns
     warnings: tuple[str, ...] = field(default=())
+    beside: str = ""
+    """What the file also holds by it, other than deltas: modules_to_save, bias_all or bias_lora_only."""
 
     def alpha(self, *spellings: str) -> float | None:
         """Alpha of a module, by its path inside the component, in each way that is written."""
@@ -119,6 +124,7 @@ def _config(body: Mapping[str, Any]) -> PeftConfig:
         _patterns(body, "rank_pattern"),
         _patterns(body, "alpha_pattern"),
         warnings,
+        _beside(body),
     )
 
 
@@ -128,10 +134,17 @@ def _refuse_kinds(body: Mapping[str, Any]) -> None:
         raise _unsupported(str(kind).lower()[:40], "peft_type")
     for name in _REFUSED:
         if body.get(name):
-            raise _unsupported(name, name)
+            raise _unsupported(name.removeprefix("use_").removesuffix("_config"), name)
     start = body.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_MUTATING):
         raise _unsupported(start.lower()[:40], "init_lora_weights")
+
+
+def _beside(body: Mapping[str, Any]) -> str:
+    if body.get("modules_to_save"):
+        return "modules_to_save"
+    bias = body.get("bias")
+    return f"bias_{bias}" if bias in ("all", "lora_only") else ""
 
 
 def _unsupported(kind: str, field: str) -> Refused:

@@ -14,6 +14,7 @@ from loramux_store.compiled_file import CompiledModule
 from loramux_store.formats.bundled import is_bundled, plan_bundled
 from loramux_store.formats.detect import Choice, choose
 from loramux_store.formats.fit import magnitude_axis
+from loramux_store.formats.foreign import refuse_families
 from loramux_store.formats.operation import Operation, operation_of
 from loramux_store.formats.read import Contents, RawModule, read_contents
 from loramux_store.formats.scaling import Scaling
@@ -70,9 +71,11 @@ def make_plan(
     each module is applied as; base: the layout of the base that runs here.
     """
     beside = {name: entry for name, entry in container.tensors.items() if is_bundled(name)}
-    contents = read_contents({name: entry for name, entry in container.tensors.items() if name not in beside})
-    choice = choose(contents.modules, layouts, container.metadata, wanted, base)
+    rest = {name: entry for name, entry in container.tensors.items() if name not in beside}
+    refuse_families(sorted(rest))
     scaling = Scaling(options, container.metadata)
+    contents = read_contents(rest, scaling.beside)
+    choice = choose(contents.modules, layouts, container.metadata, wanted, base)
     with container.path.open("rb") as handle:
         modules = tuple(
             _planned(path, raw, choice, scaling.of(handle, raw, path), (recorded or {}).get(path))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loramux_store.errors import Refused
-from loramux_store.formats.foreign import refuse_families, refuse_kinds, refuse_other_objects
+from loramux_store.formats.foreign import kind_refused, refuse_kinds, refuse_other_objects
 from loramux_store.formats.kinds import alpha_rank, check_module, kind_of
 from loramux_store.formats.leaf import Key, split_key
 from loramux_store.formats.naming import strip_wrappers
@@ -46,17 +46,18 @@ class Contents:
     family: str
 
 
-def read_contents(tensors: Mapping[str, TensorEntry]) -> Contents:
-    """Name every tensor, or refuse the file."""
+def read_contents(tensors: Mapping[str, TensorEntry], beside: str = "") -> Contents:
+    """Name every tensor, or refuse the file. beside: what it is said to hold other than deltas."""
     names = sorted(tensors)
     ignored = [(name, why) for name in names if (why := _ignorable(name))]
     passed = {name for name, _ in ignored}
     split = {name: split_key(name) for name in names if name not in passed}
     keys = [key for key in split.values() if key]
     unknown = [name for name, key in split.items() if key is None]
-    refuse_families(names)
     refuse_kinds(keys, tensors)
     refuse_other_objects(tensors, unknown, anything_known=bool(keys))
+    if unknown and beside:
+        raise kind_refused(beside, unknown[0])
     if unknown:
         _refuse_unknown(unknown, anything_known=bool(keys))
     if not keys:

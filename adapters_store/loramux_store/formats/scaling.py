@@ -49,6 +49,12 @@ class Scaling:
             for warning in config.warnings if config else ():
                 self._warn(*warning.split(": ", 1))
 
+    @property
+    def beside(self) -> str:
+        """What a config says that the file holds other than deltas."""
+        configs = filter(None, (self.given, *self.stored.values()))
+        return next((config.beside for config in configs if config.beside), "")
+
     def of(self, handle: BinaryIO, raw: RawModule, path: str) -> tuple[float, float]:
         """(alpha, scale) of a module at a layout path."""
         alpha, scale = self._of(handle, raw, path)
