@@ -35,8 +35,9 @@ ROOT = Path(loramux_server.__file__).parents[2]
 PAGE = ROOT / "docs" / "traps.md"
 ROOMS = ("server/loramux_server", "client/loramux_client", "adapters_store/loramux_store", "training/loramux_train")
 CANCELS = {"CancelledError", "BaseException"}
-LETS_GO = {("tiers.py", "_until")}
-"""Awaits the end of a task of its own that it has cancelled, beside the work: no call comes there."""
+LETS_GO = {("tiers.py", "_until"), ("open_calls.py", "answering")}
+"""The one awaits the end of a task of its own that it has cancelled, beside the work: no call comes there. The other
+makes the end of the server, which is told by cancelling, the error of the call."""
 
 
 def sources(*rooms: str) -> Iterator[tuple[Path, ast.Module]]:
@@ -270,6 +271,7 @@ TRAPS = (
     "half-open connections",
     "a proxy's timeout",
     "scaling by CPU",
+    "serving before it is warm",
 )
 
 
