@@ -120,6 +120,22 @@ NAMES: Rows = {
     "model. around diffusion_model.": lambda: lora(
         KEY, change=renamed(STEM, "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k")
     ),
+    "text encoders of ComfyUI": lambda: lora(
+        KEY,
+        f"{TEXT}.mlp.fc1",
+        f"{TEXT.replace('.', '_2.', 1)}.mlp.fc1",
+        layout=af.TOY_SDXL,
+        write=lambda made: af.kohya_tensors(made, sgm=True, two_encoders=True),
+        change=lambda tensors: {_of_comfy(name): tensor for name, tensor in tensors.items()},
+    ),
+    "the text encoder of SD2 of ComfyUI": lambda: lora(
+        KEY,
+        f"{TEXT}.mlp.fc1",
+        layout=af.TOY_SD2,
+        change=renamed(
+            f"lora_te_{TEXT[13:].replace('.', '_')}_mlp_fc1", f"text_encoders.clip_h.transformer{TEXT[12:]}.mlp.fc1"
+        ),
+    ),
     "text projections": lambda: lora(
         "text_encoder_2.text_projection", layout=af.TOY_SDXL, write=lambda made: af.kohya_tensors(made)
     ),
@@ -186,6 +202,13 @@ NAMES: Rows = {
         Refusal("unsupported_kind:lora_embedding", "text_model.embeddings.token_embedding.lora_embedding_A"),
     ),
 }
+
+
+def _of_comfy(name: str) -> str:
+    for number, encoder in (("1", "clip_l"), ("2", "clip_g")):
+        stem = f"lora_te{number}_{TEXT[13:].replace('.', '_')}_mlp_fc1"
+        name = name.replace(stem, f"text_encoders.{encoder}.transformer{TEXT[12:]}.mlp.fc1")
+    return name
 
 
 def _beside(config: dict[str, object], tensors: Tensors, kind: str, *, kept: bool = False) -> Case:
@@ -341,7 +364,11 @@ SCALES: Rows = {
     "PEFT's alpha 0": lambda: _configured({"r": 16, "lora_alpha": 0}, 0.0, warnings=("alpha_zero",)),
     "the whole LoKr of PEFT with alpha 0": lambda: _lokr_of_peft(0.0, warnings=("alpha_zero",)),
     "the whole LoKr of PEFT": lambda: _lokr_of_peft(3.0),
-    "a bias of lora_B": lambda: _lora_bias(),
+    "a bias of lora_B": lambda: _lora_bias(KEY, af.peft_tensors, "lora_B.bias"),
+    "a bias of lora.up": lambda: _lora_bias(KEY, af.diffusers_tensors, "lora.up.bias"),
+    "a bias of lora_linear_layer.up": lambda: _lora_bias(
+        f"{TEXT}.self_attn.q_proj", af.diffusers_tensors, "lora_linear_layer.up.bias", width=24
+    ),
     "lora_adapter_metadata no JSON": lambda: _stored("{"),
     "lora_adapter_metadata no object": lambda: _stored("[]"),
     "lora_adapter_metadata of words": lambda: _stored('{"unet.lora_alpha": "x"}'),
@@ -399,15 +426,15 @@ def _lokr_of_peft(alpha: float, **expected: object) -> Case:
     return Case(tensors, becomes, config=config)
 
 
-def _lora_bias() -> Case:
-    bias = torch.arange(16.0)
+def _lora_bias(path: str, write: object, leaf: str, width: int = 16) -> Case:
+    bias = torch.arange(float(width))
     return lora(
-        KEY,
+        path,
         rank=4,
         alpha=None,
-        write=af.peft_tensors,
-        change=lambda t: t | {f"{KEY}.lora_B.bias": bias},
+        write=write,  # type: ignore[arg-type]
+        change=lambda t: t | {f"{path}.{leaf}": bias},
         scale=0.5,
-        biases={KEY: bias.double() / 2},
-        said={"config": json.dumps({"r": 4, "lora_alpha": 2, "lora_bias": True})},
+        biases={path: bias.double() / 2},
+        said={"config": json.dumps({"r": 4, "lora_alpha": 2, "lora_bias": True}), "layout": "toy_sd1"},
     )

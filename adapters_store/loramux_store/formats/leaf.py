@@ -37,6 +37,8 @@ _ROLES: dict[str, tuple[str, str]] = {
     "lora.up.weight": ("up", "diffusers"),
     "lora_linear_layer.down.weight": ("down", "diffusers"),
     "lora_linear_layer.up.weight": ("up", "diffusers"),
+    "lora.up.bias": ("up_bias", "diffusers"),
+    "lora_linear_layer.up.bias": ("up_bias", "diffusers"),
     "alpha": ("alpha", ""),
     "scale": ("scale", ""),
     "dora_scale": ("dora_scale", ""),

@@ -74,6 +74,8 @@ class NameTable:
             for prefix in prefixes:
                 _add(self._full, prefix + name.replace(".", "_"), path)
             _add(self._full, f"{_OMI[component]}.{name}", path)
+            for encoder in (_OMI[component],) if self._two_encoders else (_OMI[component], "clip_h"):
+                _add(self._full, f"text_encoders.{encoder}.transformer.{name}", path)  # ComfyUI
 
 
 def spellings(tail: str) -> tuple[str, ...]:
