@@ -280,9 +280,10 @@ def test_the_store_takes_every_file_and_keeps_the_vectors(base: Path, tmp_path: 
         for name in ("adapter", "adapter-bundle"):
             report = store.publish(tmp_path / f"{name}.safetensors", UploadSpec(name)).report
             assert len(report.matched) == len(seen.training.injected.plan.layers)
+            assert [each.trigger for each in report.bundled] == (["<zib>", "my style"] if "bundle" in name else [])
     bundled = {name for name in read_container(tmp_path / "adapter-bundle.safetensors").tensors if "bundle" in name}
     keys = ("clip_l", "clip_g") if len(seen.training.base.text_encoders) == 2 else ("emb_params",)
-    assert bundled == {f"bundle_emb.{word}.{key}" for word in ("zib", "my_style") for key in keys}
+    assert bundled == {f"bundle_emb.{word}.{key}" for word in ("<zib>", "my style") for key in keys}
 
 
 def _layout(base: Path) -> Layout:

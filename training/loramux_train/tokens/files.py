@@ -54,14 +54,15 @@ def save_embedding(
 
 
 def save_bundle(adapter: Path, path: Path, words: Mapping[NewToken, Mapping[str, Tensor]]) -> None:
-    """Write what an adapter's file holds, and every word's vectors beside its factors."""
+    """Write what an adapter's file holds, and every word's vectors beside its factors, under the word as captions and
+    prompts write it: whoever reads the file looks for that in prompts."""
     with safe_open(adapter, "pt") as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata: dict[str, str] = file.metadata() or {}
     for token, vectors in words.items():
         _check(token, vectors)
         held = {"emb_params": vectors["text_encoder"]} if len(vectors) == 1 else _pair(vectors)
-        tensors |= {f"bundle_emb.{token.file_name}.{key}": tensor.contiguous() for key, tensor in held.items()}
+        tensors |= {f"bundle_emb.{token.word}.{key}": tensor.contiguous() for key, tensor in held.items()}
     write_whole(path, [save(tensors, metadata)])
 
 
