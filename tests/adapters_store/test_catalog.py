@@ -306,7 +306,7 @@ def test_filters_see_what_owners_say_now(filled: Catalog) -> None:
     assert listed(filled, "hop") == ["a", "b", "d"] and listed(filled, "layout=toy_sd2") == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     size=st.integers(1, 6),
     order=st.sampled_from(["name", "create_time", "update_time"]),

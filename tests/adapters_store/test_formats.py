@@ -431,7 +431,6 @@ def test_layout_option_breaks_a_tie(store: Store, tmp_path: Path) -> None:
 @given(data=st.data())
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_any_selection_of_modules(data: st.DataObject, store: Store, tmp_path: Path) -> None:

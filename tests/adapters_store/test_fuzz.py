@@ -37,7 +37,7 @@ def test_most_seeds_are_accepted(name: str) -> None:
 
 @pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.long)])
 def test_inputs_made_of_seeds(examples: int) -> None:
-    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples, derandomize=True, database=None)
     @given(seed=st.sampled_from(sorted(SEEDS)), data=st.data())
     def check(seed: str, data: st.DataObject) -> None:
         fuzz_targets.run(_changed(SEEDS[seed], data))

@@ -33,7 +33,7 @@ def good_bytes(folder: Path) -> bytes:
     ).read_bytes()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_refused_or_harmless(data: st.DataObject, store: Store, tmp_path: Path) -> None:
     """Flipped, cut, doubled and inserted bytes: only StoreErrors come out, and what is accepted is kept exactly."""
@@ -132,7 +132,7 @@ def test_what_may_join_the_letter_before_it_is_known() -> None:
             assert _unnormal(name) == (not unicodedata.is_normalized("NFC", name)), ascii(name)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     name=st.text(
         alphabet="aq=\u1f80\u0101\uac00\u1100\u212b\u0928\u304b\u0301\u0316\u0338\u0345\u0344\u1161\u11a8\u093c\u3099"

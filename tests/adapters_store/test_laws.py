@@ -130,7 +130,6 @@ def check_same(got: Mapping[str, kinds.Sample], wanted: Mapping[str, kinds.Sampl
 def cheap(examples: int) -> settings:
     return settings(
         max_examples=examples,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
@@ -216,7 +215,7 @@ def test_the_kinds_that_are_drawn_are_all_kinds() -> None:
     """A strategy that draws one kind only would prove little."""
     shape, seen = (16, 16, 3, 3), set[str]()
 
-    @settings(max_examples=200, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=200, database=None, derandomize=True)
     @given(make=makes(shape))
     def look(make: kinds.Make) -> None:
         leaves = make(shape, torch.Generator().manual_seed(0)).leaves

@@ -305,4 +305,4 @@ class Shelf(RuleBasedStateMachine):
 @pytest.mark.parametrize("examples", [8, pytest.param(400, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_the_store_is_its_model(examples: int) -> None:
     steps = 20 if examples < 100 else 60
-    run_state_machine_as_test(Shelf, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None))
+    run_state_machine_as_test(Shelf, settings=settings(max_examples=examples, stateful_step_count=steps))

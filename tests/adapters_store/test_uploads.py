@@ -46,7 +46,7 @@ def reopened(store: Store, **options: float) -> Store:
     return Store.open(store._shelf.root, **options)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 700), max_size=3), st.booleans())
 def test_an_upload_goes_on_where_it_was_left(store: Store, tmp_path: Path, cuts: list[int], restart: bool) -> None:
     data, name = content(tmp_path), f"x{len(store.list_adapters(1000).items)}"

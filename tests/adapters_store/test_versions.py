@@ -124,7 +124,7 @@ def test_a_default_weight_no_request_may_ask_for_is_refused(store: Store, weight
         store.begin_upload(UploadSpec(name="x", default_weight=weight))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 7))
 def test_pages_of_any_size_list_everything_once(store: Store, tmp_path: Path, size: int) -> None:
     names = [f"n{number}" for number in range(5)]

@@ -119,7 +119,7 @@ def test_a_change_of_weight_allocates_no_tensor_and_writes_its_row_alone() -> No
     assert shorter is not None and shorter.idx[0].tolist() == [5] + [0] * 31 and shorter.scale[0].sum() == 2.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(1, SIZE - 1), max_size=20, unique=True), min_size=1, max_size=6))
 def test_every_row_gets_its_own_factors(blends: list[list[int]]) -> None:
     if not any(blends):

@@ -135,7 +135,7 @@ def test_tables_are_read_anew_in_every_launch() -> None:
         assert error(got, want) <= ALLOWED * floor(want, torch.float16, 64)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_any_shape_and_any_ranks(data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, 3))

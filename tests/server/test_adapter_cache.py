@@ -235,7 +235,7 @@ def test_an_embedding_that_cannot_be_read_leaves_nothing(pool: Pool) -> None:
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_every_job_gets_its_turn(data: st.DataObject) -> None:
     """Random blends, random ends and cancels: when all that run end in turn, everybody was served, rows come back."""

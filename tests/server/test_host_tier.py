@@ -156,7 +156,7 @@ def test_a_closed_tier_takes_nothing(host: HostTier) -> None:
         host.hold(version("a", 4))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.booleans())
 def test_under_many_threads_the_budget_is_kept_and_so_is_what_is_held(seed: int, failing: bool) -> None:
     reading, twice, broken = Counter[str](), list[str](), list[str]()

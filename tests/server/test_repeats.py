@@ -356,7 +356,7 @@ async def tell(steps: list[tuple[tuple[Any, ...], int]]) -> None:
 CALL, LEAVE = ("call", "x", "a dog"), ("leave", 0)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps=SCHEDULES)
 @example([(CALL, 12), (LEAVE, 0)])
 @example([(CALL, 12), (CALL, 12), (LEAVE, 0)])
@@ -368,7 +368,7 @@ def test_any_interleaving(steps: list[tuple[tuple[Any, ...], int]]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=10_000)
 @given(steps=SCHEDULES)
 def test_any_interleaving_for_long(steps: list[tuple[tuple[Any, ...], int]]) -> None:
     asyncio.run(tell(steps))

@@ -399,7 +399,6 @@ def test_accounts_are_not_savings() -> None:
     assert [accounts.owed(owner) for owner in ("waits", "had more")] == [0, -2]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_random_histories(data: st.DataObject) -> None:
     """One bucket and few enough rows a tick; full where more is ready and gains something; nobody ready waits above the

@@ -105,13 +105,13 @@ def check(error: Exception) -> None:
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 def test_a_status_fits_whatever_is_said(kind: type[Exception]) -> None:
-    settings(max_examples=12, deadline=None)(given(any_error(kind))(check))()
+    settings(max_examples=12)(given(any_error(kind))(check))()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 def test_a_status_fits_whatever_is_said_for_long(kind: type[Exception]) -> None:
-    settings(max_examples=300, deadline=None)(given(any_error(kind))(check))()
+    settings(max_examples=300)(given(any_error(kind))(check))()
 
 
 @pytest.mark.parametrize("letter", LETTERS)

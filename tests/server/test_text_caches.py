@@ -43,7 +43,7 @@ class Value:
     nbytes: int
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 12), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=40))
 def test_the_cache_is_a_list_of_the_last_used_that_fit(budget: int, asked: list[tuple[int, int]]) -> None:
     metrics, want = Metrics(), OrderedDict[int, Value]()

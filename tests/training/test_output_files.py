@@ -308,7 +308,7 @@ def test_small_factors_survive_rounding(
     same({path: f.delta() for path, f in found.items()}, deltas(modules), HALF[precision])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(-40, 3), st.floats(-40, 3), st.floats(0.01, 100)), min_size=1, max_size=4))
 def test_balancing_changes_no_delta(sizes: list[tuple[float, float, float]]) -> None:
     """Factors from 2**-40 to 2**3, side by side in one adapter."""

@@ -42,7 +42,6 @@ def _pictures(own: list[Any], prior: list[Any]) -> list[Picture]:
     return trained_on + [_picture(100 + index, bucket, 1, True) for index, bucket in enumerate(prior)]
 
 
-@chances(deadline=None)
 @given(OWN, CLASS, st.integers(1, 5), st.integers(0, 3))
 def test_an_epoch_uses_every_picture_as_often_as_it_repeats(own: Any, prior: Any, size: int, epoch: int) -> None:
     pictures = _pictures(own, prior)
@@ -57,7 +56,6 @@ def test_an_epoch_uses_every_picture_as_often_as_it_repeats(own: Any, prior: Any
     assert all(count == 1 for count in smaller.values())
 
 
-@chances(deadline=None)
 @given(OWN, CLASS, st.integers(1, 5), st.lists(st.integers(0, 60), min_size=1, max_size=6))
 def test_the_order_is_a_pure_function_of_the_position(own: Any, prior: Any, size: int, positions: list[int]) -> None:
     chosen = settings(Path("x"), batch_size=size, seed=5)
@@ -66,7 +64,6 @@ def test_the_order_is_a_pure_function_of_the_position(own: Any, prior: Any, size
     assert [used.uses(position) for position in positions] == [unbroken[position] for position in positions]
 
 
-@chances(deadline=None)
 @given(OWN, CLASS)
 def test_epochs_follow_each_other_without_a_gap(own: Any, prior: Any) -> None:
     order = Order(_pictures(own, prior), settings(Path("x")))
@@ -92,7 +89,6 @@ def test_a_bucket_smaller_than_the_batch_is_not_dropped_simpletuner_44(tmp_path:
     assert sorted(caption for batch in seen for caption in batch) == ["a", "b", "c", "d", "wide"]
 
 
-@chances(deadline=None)
 @given(OWN, st.lists(BUCKETS, min_size=1, max_size=12))
 def test_all_class_pictures_are_used_in_turn_sd_scripts_330(own: Any, prior: Any) -> None:
     pictures = _pictures(own, prior)
@@ -137,7 +133,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@chances(max_examples=8, deadline=None)
+@chances(max_examples=8)
 @given(st.permutations(range(9)))
 def test_batches_are_a_pure_function_of_the_position(photos: Path, positions: list[int]) -> None:
     found = surveyed(photos, **EVERYTHING)
@@ -259,7 +255,6 @@ def test_no_batches_of_a_survey_with_errors(tmp_path: Path) -> None:
 # validation
 
 
-@chances(deadline=None)
 @given(
     st.sets(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=2, max_size=40),
     st.integers(0, 9),

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as chances
 from hypothesis import strategies as st
 from picture_folders import settings
 
@@ -26,7 +25,6 @@ def _shape_error(size: tuple[int, int], picture: tuple[int, int]) -> float:
     return abs(math.log(size[0] / size[1]) - math.log(picture[0] / picture[1]))
 
 
-@chances(deadline=None)
 @given(st.integers(1, 16), STEPS, SIDES, SIDES)
 def test_the_shape_is_the_nearest_there_is_within_the_area(edge: int, step: int, width: int, height: int) -> None:
     buckets, chosen = _buckets(edge, step)
@@ -47,7 +45,6 @@ def test_the_shape_is_the_nearest_there_is_within_the_area(edge: int, step: int,
     assert _shape_error(bucket, (width, height)) == pytest.approx(least, abs=1e-12)
 
 
-@chances(deadline=None)
 @given(st.integers(1, 8), STEPS, SIDES, SIDES)
 def test_without_enlarging_no_picture_is_enlarged(edge: int, step: int, width: int, height: int) -> None:
     buckets, chosen = _buckets(edge, step, upscale=False)
@@ -65,7 +62,6 @@ def test_a_picture_smaller_than_a_step_says_so() -> None:
         buckets.choose((32, 500))
 
 
-@chances(deadline=None)
 @given(st.integers(1, 16), STEPS, SIDES, SIDES, st.one_of(st.none(), st.integers(0, 99)))
 def test_the_crop_lies_in_the_picture_and_keeps_its_shape(
     edge: int, step: int, width: int, height: int, seed: int | None

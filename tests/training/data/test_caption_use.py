@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as chances
 from hypothesis import strategies as st
 from picture_folders import line, picture, settings, surveyed
 from transformers import CLIPTokenizer
@@ -50,7 +49,6 @@ def test_a_placeholder_that_nothing_fills_refuses_the_run(tmp_path: Path) -> Non
     assert not surveyed(tmp_path, trigger="sks").errors
 
 
-@chances(deadline=None)
 @given(TAGS, st.integers(0, 7), st.integers(0, 99))
 def test_shuffling_keeps_every_tag_and_the_first_in_place(tags: list[str], keep: int, seed: int) -> None:
     caption = ", ".join(tags)
@@ -99,7 +97,6 @@ def test_a_caption_of_ten_thousand_characters_tells_how_much_is_cut(tmp_path: Pa
     assert line(found, "long_caption").endswith(f"the last at least {words - 75} are cut")
 
 
-@chances(deadline=None)
 @given(st.text(max_size=60))
 def test_the_fewest_tokens_are_never_more_than_clips(tokenizer: CLIPTokenizer, caption: str) -> None:
     counted = len(tokenizer(caption, add_special_tokens=False)["input_ids"])

@@ -204,7 +204,7 @@ def _saved(ending: str) -> bytes:
 WHOLE = {ending: _saved(ending) for ending in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")}
 
 
-@chances(deadline=None, max_examples=150)
+@chances(max_examples=150)
 @given(
     st.sampled_from(sorted(WHOLE)),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
