@@ -88,7 +88,7 @@ EMBEDDINGS: Rows = {
     ),
     "several tokens of A1111": lambda: _refused(_A1111, "ti_several_tokens", "string_to_param.dog"),
     "several tokens of A1111, one asked for": lambda: _taken(
-        _A1111, "dog", asked="dog", ignored=("string_to_param.*",), warnings=("ignored",)
+        _A1111, "dog", asked="dog", ignored=("string_to_param.*",), warnings=("ignored", "trigger_common_word")
     ),
     "several bundled": lambda: _refused(_BUNDLES, "ti_several_tokens", "bundle_emb.dog.v2.clip_g"),
     "several bundled, one asked for": lambda: _taken(
@@ -152,7 +152,7 @@ EMBEDDINGS: Rows = {
         KEY,
         change=lambda t: t | {"bundle_emb.a.emb_params": ONES(1, 24) * 0},
         bundled={"a": {"text_encoder": ONES(1, 24) * 0}},
-        warnings=("zero_vectors",),
+        warnings=("trigger_common_word", "zero_vectors"),
     ),
     "a LoRA among bundles": lambda: _bundled_refused("unknown_keys", "bundle_emb.a.what", draw(1, 24)),
     "bundled for another model": lambda: _bundled_refused(

@@ -178,7 +178,7 @@ def test_every_reason_in_the_code_is_the_reason_of_some_row() -> None:
     exact = {reason for reason in reasons if not reason.endswith(":")}
     assert len(exact) > 35 and exact - given - tested_elsewhere == set()
     kinds = {*foreign._MESSAGES, *leaf._KINDS.values()}
-    families = {family for family, _ in foreign._FAMILIES}
+    families = {family for family, *_ in foreign._FAMILIES}
     containers = {*sniff._CONTAINERS.values(), "onnx"}
     prefixed = {"unsupported_kind:": kinds, "unsupported_family:": families, "unsupported_container:": containers}
     assert {reason for reason in reasons if reason.endswith(":")} == prefixed.keys()

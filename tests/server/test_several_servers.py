@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,9 +38,14 @@ def listen(server: Living) -> list[Heard]:
     heard, gate = list[Heard](), server.app._gate
     enter = gate.enter
 
-    def entering(path: str, metadata: Any, peer: str, *rest: Any) -> Any:
-        heard.append(Heard(path, peer))
-        return enter(path, metadata, peer, *rest)
+    def entering(path: str, metadata: Any) -> Any:
+        entry = enter(path, metadata)
+
+        def caller(peer: str, certified: str | None = None) -> Any:
+            heard.append(Heard(path, peer))
+            return entry.caller(peer, certified)
+
+        return SimpleNamespace(caller=caller)
 
     gate.enter = entering  # type: ignore[method-assign]
     return heard

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Server
 from living import Living
 
 from loramux_server import app as composition
@@ -21,7 +20,7 @@ COUNTED = ("cache", "batch_size", "blends", "step_seconds", "images", "request",
     "base", ["tiny_base", "other_tiny_base", "tiny_inpainting_base", "tiny_lcm", "tiny_sd2", "tiny_sdxl"]
 )
 def test_every_kind_of_base_draws_it_and_nothing_tells(
-    base: str, make_server: Callable[..., Server], request: pytest.FixtureRequest
+    base: str, make_server: Callable[..., Any], request: pytest.FixtureRequest
 ) -> None:
     server = make_server(request.getfixturevalue(base))
     before = counted(server)
@@ -33,7 +32,7 @@ def test_every_kind_of_base_draws_it_and_nothing_tells(
     assert not server.forwards and not server.app.engine._images and server.app.engine.conditioner.nbytes == 0
 
 
-def counted(server: Server) -> dict[str, float]:
+def counted(server: Any) -> dict[str, float]:
     samples = [sample for metric in server.app.metrics.registry.collect() for sample in metric.samples]
     return {
         f"{sample.name}{sample.labels}": sample.value

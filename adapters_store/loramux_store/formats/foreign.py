@@ -15,73 +15,78 @@ from loramux_store.header import TensorEntry
 
 __all__ = ["kind_refused", "refuse_families", "refuse_kinds", "refuse_other_objects"]
 
+_Sign = tuple[str, tuple[str, ...], re.Pattern[str] | None]
+"""(what a file is, words, pattern): a name of it has one of the words, and the pattern somewhere; without words it
+begins with the pattern. Words are found fast: patterns tried at every letter of 16 MiB of names took 0.8 s."""
+
+
+def _begins(what: str, pattern: str) -> _Sign:
+    return what, (), re.compile(pattern)
+
+
+def _holds(what: str, *words: str, pattern: str | None = None) -> _Sign:
+    return what, words, None if pattern is None else re.compile(pattern)
+
+
 # what trainers write before a transformer's first name; names of UNets never go on as those below do
-_ROOT = r"\A(base_model\.model\.)?(model\.)?(diffusion_model\.|transformer\.|lora_unet_|lycoris_)?"
+_ROOT = r"(base_model\.model\.)?(model\.)?(diffusion_model\.|transformer\.|lora_unet_|lycoris_)?"
 # first match decides; a Flux file of diffusers names has words of both families
-_FAMILIES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("cascade", re.compile(r"\Alora_prior_(unet|te)_")),
-    (
-        "hunyuan_video",  # its blocks are called as Flux's are, where the dots are left in or inside an MLP otherwise
-        re.compile(
-            r"double_blocks\.\d+\.(img|txt)_attn_(qkv|proj)|double_blocks[._]\d+[._](img|txt)_mlp[._]fc[12]|"
-            r"individual_token_refiner"
-        ),
+_FAMILIES = (
+    _begins("cascade", r"lora_prior_(unet|te)_"),
+    # its blocks are called as Flux's are, where the dots are left in or inside an MLP otherwise
+    _holds(
+        "hunyuan_video",
+        "double_blocks",
+        pattern=r"double_blocks\.\d+\.(img|txt)_attn_(qkv|proj)|double_blocks[._]\d+[._](img|txt)_mlp[._]fc[12]",
     ),
-    ("flux", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
-    ("sd3", re.compile(r"joint_blocks|context_embedder|add_q_proj")),
-    (
-        "wan",
-        re.compile(
-            rf"{_ROOT}blocks[._]\d+[._]((self|cross)_attn[._](q|k|v|o|k_img|v_img|norm_[qk])|ffn[._][02])(\.|\Z)"
-        ),
+    _holds("hunyuan_video", "individual_token_refiner"),
+    _holds("flux", "double_blocks", "single_blocks", "single_transformer_blocks"),
+    _holds("sd3", "joint_blocks", "context_embedder", "add_q_proj"),
+    _begins(
+        "wan", rf"{_ROOT}blocks[._]\d+[._]((self|cross)_attn[._](q|k|v|o|k_img|v_img|norm_[qk])|ffn[._][02])(\.|\Z)"
     ),
-    (
-        # Z-Image, Lumina, Hunyuan-DiT, Qwen, LTX, PixArt and others, whose names are those of several
+    # Z-Image, Lumina, Hunyuan-DiT, Qwen, LTX, PixArt and others, whose names are those of several
+    _holds("dit", "joint_transformer_blocks"),
+    _begins(
         "dit",
-        re.compile(
-            rf"\Alora_transformer_|\Atransformer\.(?!resblocks\.)|\Alora_te3_|\Atext_encoder_3\.|joint_transformer_blocks|"
-            rf"\A(lora_te\d?_|text_encoder(_2)?\.)encoder[._]block[._]\d|"
-            rf"{_ROOT}(transformer_blocks[._]\d|layers[._]\d+[._]attention[._]|blocks[._]\d+[._]attn[12][._])"
-        ),
+        rf"lora_transformer_|transformer\.(?!resblocks\.)|lora_te3_|text_encoder_3\.|"
+        rf"(lora_te\d?_|text_encoder(_2)?\.)encoder[._]block[._]\d|"
+        rf"{_ROOT}(transformer_blocks[._]\d|layers[._]\d+[._]attention[._]|blocks[._]\d+[._]attn[12][._])",
     ),
 )
-_WHOLE: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("control_lora", re.compile(r"\Alora_controlnet\Z")),
-    ("lllite", re.compile(r"\Alllite_unet_")),
-    (
+_WHOLE = (
+    _begins("control_lora", r"lora_controlnet\Z"),
+    _begins("lllite", r"lllite_unet_"),
+    _begins(
         "controlnet",
-        re.compile(
-            r"\Acontrol_model\.|\Acontrolnet_(cond_embedding|down_blocks|mid_block)\.|\A(zero_convs|input_hint_block)\.\d"
-        ),
+        r"control_model\.|controlnet_(cond_embedding|down_blocks|mid_block)\.|(zero_convs|input_hint_block)\.\d",
     ),
-    ("ip_adapter", re.compile(r"\A(ip_adapter|image_proj(_model)?)\.|\.to_[kv]_ip(\.|\Z)")),
-    ("t2i_adapter", re.compile(r"\A(adapter\.)?body\.\d+\.(in_conv|block[12]|resnets\.\d+\.block[12])\.")),
-    ("custom_diffusion", re.compile(r"(\.|_)custom_diffusion(\.|\Z)")),
-    ("positional_lora", re.compile(r"\A(unet|text_encoder):\d+:(up|down)\Z")),
-    ("oft", re.compile(r"\Aoft_unet_")),
-    ("hypernetwork", re.compile(r"\A\d+\.\d+\.linear\.\d+\.(weight|bias)\Z")),
-    (
+    _begins("ip_adapter", r"(ip_adapter|image_proj(_model)?)\."),
+    _holds("ip_adapter", "to_k_ip", "to_v_ip", pattern=r"\.to_[kv]_ip(\.|\Z)"),
+    _begins("t2i_adapter", r"(adapter\.)?body\.\d+\.(in_conv|block[12]|resnets\.\d+\.block[12])\."),
+    _holds("custom_diffusion", "custom_diffusion", pattern=r"(\.|_)custom_diffusion(\.|\Z)"),
+    _begins("positional_lora", r"(unet|text_encoder):\d+:(up|down)\Z"),
+    _begins("oft", r"oft_unet_"),
+    _begins("hypernetwork", r"\d+\.\d+\.linear\.\d+\.(weight|bias)\Z"),
+    _begins(
         "full_checkpoint",
-        re.compile(
-            r"\A(model\.diffusion_model\..+|cond_stage_model\..+|conditioner\.embedders\..+|"
-            r"(unet\.)?((down_blocks|up_blocks|mid_block)\..+|conv_in|time_embedding\..+)|"
-            r"(text_encoder\.)?((text_model\.)?(encoder\.layers\.\d+\.(self_attn|mlp|layer_norm\d)\b.*|final_layer_norm)|"
-            r"encoder\.(block\.\d+\.layer\.\d+\..+|final_layer_norm)))\.(weight|bias)\Z"
-        ),
+        r"(model\.diffusion_model\..+|cond_stage_model\..+|conditioner\.embedders\..+|"
+        r"(unet\.)?((down_blocks|up_blocks|mid_block)\..+|conv_in|time_embedding\..+)|"
+        r"(text_encoder\.)?((text_model\.)?(encoder\.layers\.\d+\.(self_attn|mlp|layer_norm\d)\b.*|final_layer_norm)|"
+        r"encoder\.(block\.\d+\.layer\.\d+\..+|final_layer_norm)))\.(weight|bias)\Z",
     ),
-    (
+    _begins(
         "vae",
-        re.compile(
-            r"\A(first_stage_model\..+|(post_)?quant_conv|(encoder|decoder)\.(conv_(in|out|norm_out)|norm_out|"
-            r"(down|mid|up)(_blocks?)?\..+|layers\.\d+(\.conv\.\d+)?))\.(weight|bias)\Z"
-        ),
+        r"(first_stage_model\..+|(post_)?quant_conv|(encoder|decoder)\.(conv_(in|out|norm_out)|norm_out|"
+        r"(down|mid|up)(_blocks?)?\..+|layers\.\d+(\.conv\.\d+)?))\.(weight|bias)\Z",
     ),
 )
-# PEFT names the tensors of its other adapters by their kinds
+# PEFT calls the tensors of its other adapters by their kinds, in one of the last parts of a name
 _OF_PEFT = re.compile(
-    r"\.(p?vera|hra|randlora|gralora|hira|delora|fourierft|waveft|tinylora|ln_tuning|psoft|lily|unilora|deft|osf|"
+    r"(p?vera|hra|randlora|gralora|hira|delora|fourierft|waveft|tinylora|ln_tuning|psoft|lily|unilora|deft|osf|"
     r"supertuning|beft|peanut|road|shira|miss|c3a|vblora)_[A-Za-z]"
 )
+_LAST_PARTS = 4
 _NAMED_BY_STEM = ("lllite", "control_lora", "oft", "controlnet", "ip_adapter", "t2i_adapter", "custom_diffusion")
 _MESSAGES = {
     "lllite": "a ControlNet-LLLite, which is no LoRA",
@@ -110,8 +115,8 @@ _MESSAGES = {
 def refuse_families(names: Iterable[str]) -> None:
     """Raise for a file made for another model family."""
     listed = list(names)
-    for family, pattern in _FAMILIES:
-        if name := _first(pattern, listed):
+    for family, words, pattern in _FAMILIES:
+        if name := _first(words, pattern, listed):
             raise Refused(
                 f"unsupported_family:{family}",
                 f"{name!r} belongs to a {family} model; accepted are SD1, SD2 and SDXL",
@@ -125,13 +130,14 @@ def refuse_other_objects(tensors: Mapping[str, TensorEntry], unknown: Iterable[s
     A weight or a bias among factors does not make a file a whole model: it is one more unknown key.
     """
     unsorted = list(unknown)
-    for kind, pattern in _WHOLE:
+    for kind, words, pattern in _WHOLE:
         names = tensors if kind in _NAMED_BY_STEM else () if anything_known else unsorted
-        if name := _first(pattern, names):
+        if name := _first(words, pattern, names):
             raise kind_refused(kind, name)
     for name in unsorted:
-        if found := _OF_PEFT.search(name):
-            raise kind_refused(found[1], name)
+        for part in name.rsplit(".", _LAST_PARTS)[1:]:
+            if found := _OF_PEFT.match(part):
+                raise kind_refused(found[1], name)
 
 
 def refuse_kinds(keys: Iterable[Key], tensors: Mapping[str, TensorEntry]) -> None:
@@ -155,5 +161,8 @@ def kind_refused(kind: str, name: str) -> Refused:
     )
 
 
-def _first(pattern: re.Pattern[str], names: Iterable[str]) -> str | None:
-    return next((name for name in names if pattern.search(name)), None)
+def _first(words: tuple[str, ...], pattern: re.Pattern[str] | None, names: Iterable[str]) -> str | None:
+    if words:
+        names = (name for name in names if any(word in name for word in words))
+        return next((name for name in names if pattern is None or pattern.search(name)), None)
+    return next((name for name in names if pattern and pattern.match(name)), None)
