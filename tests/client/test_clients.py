@@ -593,7 +593,7 @@ async def test_details_become_attributes(ask: Any, server: Any) -> None:
     bad = error_details_pb2.BadRequest(field_violations=[violation])
     server.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full", info, bad, retry)
     with pytest.raises(errors.ResourceExhausted) as caught:
-        await ask("generate", "")
+        await ask("delete_adapter", "ink")  # of which nothing waits and asks again
     error = caught.value
     assert (error.message, error.reason, error.retry_after) == ("queue is full", "QUEUE_FULL", 1.5)
     assert error.metadata == {"waiting": "9"}

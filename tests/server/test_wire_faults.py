@@ -97,7 +97,7 @@ async def test_a_connection_that_is_reset(living: Living) -> None:
 async def test_a_connection_that_is_reset_while_it_is_drawn(living: Living) -> None:
     """The client asks again by itself. Whether it finds the first drawing still there or has it drawn anew, it gets the
     picture of its seed."""
-    before, wire, asked = Before(living), Wire(), {**LONG, "seed": 5}
+    before, wire, asked = Before(living), Wire(), {**LONG, "steps": 60, "seed": 5}
     drawn = living.sample("loramux_images_total")
     async with wire.to(living.at.grpc_port) as target, AsyncClient(target, timeout=60) as client:
         drawing = asyncio.create_task(client.generate("a red apple", **asked))
