@@ -284,7 +284,7 @@ async def test_a_server_asked_for_too_much_refuses_with_a_time_to_wait(tmp_path:
     """The short form of `loramux bench serve`: two hundred requests in two seconds, of which four may wait."""
     async with (
         serving(tmp_path, "--max-queue", "4") as ready,
-        AsyncClient(ready.grpc, timeout=60) as client,
+        AsyncClient(ready.grpc, timeout=60, retries=0) as client,
         serve._watched(client, ready) as heard,
     ):
         await serve._open_loop(client, heard, rate=100.0, seconds=2.0)
