@@ -69,6 +69,11 @@ class Tables:
         """The R class."""
         return self.idx.shape[1]
 
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Addresses that tell these tables from all others; 0 for what they have none of."""
+        return tuple(0 if each is None else each.idx.data_ptr() for each in (self, self.outputs, self.inputs))
+
 
 class TableBank:
     """Static tables, one set for each (rows, class), rewritten in place between forwards.

@@ -139,8 +139,9 @@ class App:
         self.metrics = metrics or Metrics(settings.adapter_series)
         self.tracing = tracing or _tracing(settings, self.version)
         base = _load(settings)
-        impl = find_kernels(settings.kernels, base.device, base.unet.dtype)
-        _log.info("kernels", implementation=impl, device=str(base.device))
+        impl = find_kernels(settings.kernels, base.device, base.unet.dtype, deterministic=settings.deterministic)
+        graphs = settings.graphs if impl == "triton" and base.device.type == "cuda" else 0
+        _log.info("kernels", implementation=impl, device=str(base.device), graphs=graphs)
         self.store = Store.open(
             settings.store, quota_bytes=settings.quota_bytes, upload_idle_s=settings.upload_idle_seconds
         )
@@ -152,7 +153,9 @@ class App:
             pool_bytes=settings.pool_bytes,
             side_bytes=settings.side_bytes,
             prompt_cache_bytes=settings.prompt_cache_bytes,
-            cross_attention_cache_bytes=settings.cross_attention_cache_bytes,
+            # a captured forward projects texts itself: copying what was kept would take the host as long
+            cross_attention_cache_bytes=0 if graphs else settings.cross_attention_cache_bytes,
+            graphs=graphs,
             impl=impl,
             fixed=_fixed(settings),
             observer=observer,
@@ -162,7 +165,7 @@ class App:
         self.store.serve_base(layout)
         if settings.base == BUILTIN:
             seed(self.store, BUILTIN_FOLDER / "adapters", settings.store / "seeded")
-        max_rows = _max_rows(settings, base, self.engine.later_bytes)
+        max_rows = _max_rows(settings, base, self.engine.later_bytes, graphs > 0)
         self.metrics.max_rows.set(max_rows((base.side // base.latent_scale) ** 2))
         self.metrics.queue_limit.set(settings.max_queue)
         self.runner = Runner(self.engine, Scheduler(settings.max_queue, max_rows), self.metrics)
@@ -373,12 +376,13 @@ def _fixed(settings: Settings) -> Fixed | None:
     return fixed
 
 
-def _max_rows(settings: Settings, base: Base, later_bytes: int) -> Callable[[int], int]:
-    """Most rows of a forward by latent area: as set, or what fits beside what the engine takes up later."""
+def _max_rows(settings: Settings, base: Base, later_bytes: int, captures: bool) -> Callable[[int], int]:
+    """Most rows of a forward by latent area: as set, or what fits beside what the engine takes up later, twice where
+    forwards are captured."""
     if settings.deterministic:
         return lambda _area: DETERMINISTIC_ROWS
     if settings.max_rows is None and base.device.type == "cuda":
-        return row_budget.on_cuda(base, later_bytes).rows
+        return row_budget.on_cuda(base, later_bytes, 2 if captures else 1).rows
     rows = settings.max_rows or _CPU_ROWS
     return lambda _area: rows
 

@@ -42,7 +42,7 @@ def _tokens(settings: Settings) -> None:
 
 def _work(settings: Settings) -> None:
     device = find_device(settings.device)
-    find_kernels(settings.kernels, device, DTYPES[device.type].models)
+    find_kernels(settings.kernels, device, DTYPES[device.type].models, deterministic=settings.deterministic)
 
 
 def _base(settings: Settings) -> None:

@@ -26,13 +26,17 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def find_kernels(name: str, device: torch.device, dtype: torch.dtype) -> Impl:
-    """The implementation of that name, once it was seen to work on the device; for auto the device's own.
+def find_kernels(name: str, device: torch.device, dtype: torch.dtype, *, deterministic: bool) -> Impl:
+    """The implementation of that name, once it was seen to work on the device; for auto the device's own, or where
+    last bits matter the reference: it gives rows without adapters the bits of the base's own product, whatever their
+    company, and Triton's product has other bits than the vendor's.
 
     Raises:
-        BadSetting: where it cannot run there or computes something else.
+        BadSetting: where it cannot run there, computes something else, or is not deterministic and was to be.
     """
-    impl = default_impl(device) if name == "auto" else cast("Impl", name)
+    if deterministic and name == "triton":
+        raise BadSetting("kernels is 'triton' with --deterministic; expected reference, or auto")
+    impl = ("reference" if deterministic else default_impl(device)) if name == "auto" else cast("Impl", name)
     try:
         check_impl(impl, device)
         if impl != "reference":

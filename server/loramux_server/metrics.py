@@ -103,6 +103,12 @@ class Metrics:
             "adapters count as one blend.",
             _COUNTS,
         )
+        self.forwards = counter(
+            "forwards_total",
+            "UNet forwards, by how: launched kernel by kernel, captured as a CUDA graph, or replayed from one.",
+            how="launched, captured, replayed",
+        )
+        self.graphs = gauge("captured_forwards", "CUDA graphs held, as many as --graphs says at most.")
         self.distinct_blends_max = gauge("distinct_blends_per_forward_max", "The most since the start.")
         self.out_of_memory = counter(
             "out_of_memory_total",

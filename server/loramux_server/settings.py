@@ -117,6 +117,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Bytes of device memory for cross-attention keys and values of pictures in flight; 0 keeps none.",
     )
+    graphs: int = Field(
+        default=32,
+        ge=0,
+        description="Most UNet forwards kept as CUDA graphs, by size, rows and rank class, which a GPU runs several "
+        "times as fast; 0: none. With Triton kernels alone.",
+    )
     stall_seconds: float = Field(
         default=120.0, gt=0, description="A forward that takes longer makes the server unready until it ends."
     )

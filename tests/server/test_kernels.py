@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from loramux_kernels import ops
+from loramux_server import device
 from loramux_server.engine.blends import EVERYWHERE, NOTHING, Added
 from loramux_server.engine.fused_attention import FusedProjections, fuse_projections
 from loramux_server.engine.lora_layers import wrap
@@ -124,6 +125,16 @@ def test_forcing_triton_where_it_cannot_run_is_refused(
     monkeypatch.setattr(ops, "find_spec", lambda name: None)
     with pytest.raises(BadSetting, match="the package triton is not installed"):
         make_server(tiny_base, kernels="triton")
+
+
+def test_where_last_bits_matter_the_reference_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "default_impl", lambda _device: "triton")
+    monkeypatch.setattr(device, "self_test", lambda *_: None)
+    where = torch.device("cpu"), torch.float32
+    assert device.find_kernels("auto", *where, deterministic=False) == "triton"
+    assert device.find_kernels("auto", *where, deterministic=True) == "reference"
+    with pytest.raises(BadSetting, match="kernels is 'triton' with --deterministic; expected reference, or auto"):
+        device.find_kernels("triton", *where, deterministic=True)
 
 
 def test_the_choice_is_told(servers: dict[str, Any]) -> None:

@@ -49,12 +49,12 @@ def test_the_setting_comes_first_then_the_measurement_then_the_cpus_number(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = loaded(tiny_base)
-    assert app._max_rows(Settings(), base, 0)(AREA) == 32
-    assert app._max_rows(Settings(max_rows=6), base, 0)(AREA) == 6
+    assert app._max_rows(Settings(), base, 0, False)(AREA) == 32
+    assert app._max_rows(Settings(max_rows=6), base, 0, False)(AREA) == 6
     monkeypatch.setattr(row_budget, "on_cuda", lambda *_: RowBudget(10 * AREA, 1))
     base = replace(base, device=torch.device("cuda"))
-    assert app._max_rows(Settings(), base, 0)(AREA) == 10
-    assert app._max_rows(Settings(max_rows=6), base, 0)(AREA) == 6
+    assert app._max_rows(Settings(), base, 0, False)(AREA) == 10
+    assert app._max_rows(Settings(max_rows=6), base, 0, False)(AREA) == 6
 
 
 def test_the_measuring_forward_runs(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,9 +67,11 @@ def test_the_measuring_forward_runs(tiny_base: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda, "memory_reserved", lambda _: 100)
     monkeypatch.setattr(cuda, "mem_get_info", lambda _: (10 * GIB, 16 * GIB))
     base = loaded(tiny_base)
-    assert row_budget.on_cuda(base, 0) == RowBudget(8.0 * GIB, GIB / 2 / 16**2)
+    assert row_budget.on_cuda(base, 0, 1) == RowBudget(8.0 * GIB, GIB / 2 / 16**2)
     seen.clear()
-    assert row_budget.on_cuda(base, 5 * GIB) == RowBudget(4.0 * GIB, GIB / 2 / 16**2)
+    assert row_budget.on_cuda(base, 5 * GIB, 1) == RowBudget(4.0 * GIB, GIB / 2 / 16**2)
+    seen.clear()
+    assert row_budget.on_cuda(base, 5 * GIB, 2) == RowBudget(2.0 * GIB, GIB / 2 / 16**2)
 
 
 def test_what_is_taken_up_later_is_no_room_for_rows(server: Any) -> None:

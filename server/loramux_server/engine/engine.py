@@ -6,7 +6,7 @@ and knows no queue, no protobuf and no client. `begin`, `step` and `drop` are ca
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from loramux_server.engine import image_latents, pictures
 from loramux_server.engine.adapter_cache import AdapterCache
 from loramux_server.engine.blends import EVERYWHERE, NOTHING, PlacedBlend, RowEntries
 from loramux_server.engine.bytes_lru import BytesLru
+from loramux_server.engine.captured import Arguments, Capture, CapturedForwards, on_card
 from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
 from loramux_server.engine.device_memory import RAN_OUT, fitting
 from loramux_server.engine.device_tier import VECTOR_BYTES, Lease
@@ -124,6 +125,8 @@ class Engine:
         impl: Impl = "reference",
         fixed: Fixed | None = None,
         observer: Observer | None = None,
+        graphs: int = 0,
+        capture: Capture | None = None,
     ) -> None:
         self.base = base
         self._dtype = base.unet.dtype  # diffusers looks through all parameters to tell it
@@ -147,6 +150,7 @@ class Engine:
         self.max_rank = fixed.rank if fixed else MAX_ROW_RANK
         self.adapters = AdapterCache(self.groups, host, metrics, self.max_rank, base.device)
         self._previews = Previews(base.vae)
+        self._forwards = CapturedForwards(self._unet, capture or on_card(base.device), graphs, metrics)
         self.conditioner = Conditioner(base, self.groups, BytesLru("prompt", prompt_cache_bytes, metrics))
         self.texts = TextProjections(
             base.unet, self.groups["unet.attention"], cross_attention_cache_bytes, metrics, fixed and fixed.rows
@@ -204,6 +208,8 @@ class Engine:
         except Exception as error:
             if isinstance(error, RAN_OUT):
                 self._metrics.out_of_memory.labels("forward").inc()
+                if self._forwards.clear():
+                    return self._step_or_halve(keys)
             if len(keys) == 1:
                 return [self._failed_with(keys[0], error, "forward")]
         else:
@@ -256,10 +262,20 @@ class Engine:
             adapters = bool(used) or any(sides)
             stack.enter_context(self.texts.given([row.projected for row in rows], adapters=adapters))
             latents, timesteps = torch.cat([row.latents for row in rows]), torch.cat([row.timestep for row in rows])
-            dtype = self._dtype
-            given = unet_arguments([row.given for row in rows], dtype)
-            prediction = self.base.unet(latents.to(dtype), timesteps, **given, return_dict=False)[0]
-            return prediction[: len(asked)].float()
+            arguments = {
+                "sample": latents.to(self._dtype),
+                "timestep": timesteps,
+                **unet_arguments([row.given for row in rows], self._dtype),
+            }
+            return self._forwards(arguments, self._state)[: len(asked)].float()
+
+    def _unet(self, arguments: Arguments) -> Tensor:
+        return self.base.unet(**arguments, return_dict=False)[0]
+
+    def _state(self) -> Hashable:
+        """What a captured forward depends on beside its arguments; None where it cannot be captured."""
+        states = tuple(self.groups[name].state for name in self._unet_groups)
+        return None if None in states else states
 
     def _missing(self, rows: int) -> int:
         return max(0, self._fixed.rows - rows) if self._fixed else 0

@@ -5,7 +5,7 @@ It knows no adapter by name, no request and no queue.
 """
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -45,6 +45,16 @@ class LayerGroup:
         self.tables: Mapping[str, Tables | None] = _NOTHING
         self.uses: Mapping[str, tuple[Use, ...]] = _NO_USES
         self._side_bytes = side_bytes
+        self._arrays = 0  # how often there were other arrays of rank rows or scale rows
+
+    @property
+    def state(self) -> Hashable:
+        """What decides which kernels the next forward of these layers launches, and where they read; None where that
+        is the tables' content too: with side operations, and with scales of both outputs and inputs."""
+        tables = self.tables.values()
+        if self.uses is not _NO_USES or any(each and each.outputs and each.inputs for each in tables):
+            return None
+        return self._arrays, tuple((block, each and each.place) for block, each in self.tables.items())
 
     @property
     def paths(self) -> Iterator[str]:
@@ -108,11 +118,19 @@ class LayerGroup:
         rows = numbers.get(self.name, ())
         scales = tuple(self._scale_place(room, numbers) for room in (OUTPUTS, INPUTS))
         side = next(iter(numbers.get(self.name + SIDES, ())), None)
+        before = self._all_arrays()
         for path, layer in self.layers.items():
             _write(layer, rows, scales, side, factors.get(path), self.rows.size)
+        if self._all_arrays() != before:
+            self._arrays += 1
         for path, norm in self.norms.items():
             if path in factors and side is not None:
                 norm.sides[side] = factors[path].norm(norm.weight)
+
+    def _all_arrays(self) -> list[tuple[int, ...]]:
+        """Which arrays every layer has."""
+        pools = (layer.pool for layer in self.layers.values())
+        return [() if pool is None else (id(pool), id(pool.g), id(pool.h)) for pool in pools]
 
     def _scale_place(self, room: str, numbers: Rows) -> tuple[int, int] | None:
         """An adapter's scale row, and how many there must be in every layer: tables are shared by all layers."""

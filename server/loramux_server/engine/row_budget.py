@@ -28,19 +28,21 @@ class RowBudget:
         return max(2, min(MOST_ROWS, int(self.spare_bytes / (self.row_bytes * area))))
 
 
-def measure(peak: Callable[[int], int], area: int, free_bytes: int) -> RowBudget:
-    """peak: bytes that a forward of so many rows at this latent area needs at most, beside what is there.
+def measure(peak: Callable[[int], int], area: int, free_bytes: int, forwards: int = 1) -> RowBudget:
+    """peak: bytes that a forward of so many rows at this latent area needs at most, beside what is there; forwards:
+    how many have their memory at once, a captured one keeps its own.
 
     A straight line through 2 and 4 rows. Memory grows with the area at most in proportion where attention is
     computed piece by piece, which torch does on CUDA.
     """
     two, four = peak(2), peak(4)
     row = (four - two) / 2 if four > two else max(four, 1) / 4
-    return RowBudget(free_bytes * _USABLE - max(0.0, two - 2 * row), row / area)
+    return RowBudget(free_bytes * _USABLE / forwards - max(0.0, two - 2 * row), row / area)
 
 
-def on_cuda(base: Base, later_bytes: int) -> RowBudget:
-    """The budget of a base on its card, as full as it is now; later_bytes: what will be taken up beside forwards."""
+def on_cuda(base: Base, later_bytes: int, forwards: int) -> RowBudget:
+    """The budget of a base on its card, as full as it is now; later_bytes: what will be taken up beside forwards;
+    forwards: as for `measure`."""
     side, device = base.unet.config["sample_size"], base.device
 
     @torch.inference_mode()
@@ -52,4 +54,4 @@ def on_cuda(base: Base, later_bytes: int) -> RowBudget:
         return torch.cuda.max_memory_allocated(device) - before
 
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return measure(peak, side * side, torch.cuda.mem_get_info(device)[0] + cached - later_bytes)
+    return measure(peak, side * side, torch.cuda.mem_get_info(device)[0] + cached - later_bytes, forwards)
