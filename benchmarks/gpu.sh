@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Everything that only an NVIDIA card can tell about the kernels, in at most nine minutes on an H100:
+# Everything that only an NVIDIA card can tell, in at most nine minutes on an H100:
 #
-#   1. correctness: every variant against float64, with poisoned memory, and in captured graphs
+#   1. correctness: every variant against float64, with poisoned memory, and in captured graphs; where the server and
+#      diffusers are installed, too, pictures of the built-in base in fp16
 #   2. memory accesses: compute-sanitizer over every variant on tiny layers, where that tool is installed
 #   3. time: plain Triton GEMM against the vendor's; then each variant, plain torch and PEFT (where it is installed)
 #      against the base layer, at the linear layers of Stable Diffusion 1.5 and XL, in captured graphs over inputs that
 #      do not stay in the cache, 2 and 16 batch rows, total rank 16 and 48
 #      -> benchmarks/results/DATE-CARD-kernels.json
+#   4. where the server is installed: whole forwards, launched and captured -> benchmarks/results/DATE-CARD-unet.json
 #
-# Needs Python with torch, triton and pytest; LoRAMux is read from this checkout and need not be installed. Variables:
+# Needs Python with torch, triton and pytest; the kernels are read from this checkout and need not be installed. Variables:
 #
 #   PYTHON    the interpreter (python3)
 #   RESULTS   where the JSON file goes (benchmarks/results)
@@ -19,7 +21,7 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 RESULTS=${RESULTS:-benchmarks/results}
-export PYTHONPATH=kernels:server${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=kernels:server:client:proto:adapters_store:training${PYTHONPATH:+:$PYTHONPATH}
 unset TRITON_INTERPRET
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
@@ -34,7 +36,13 @@ if ! card=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name() if to
     exit 2
 fi
 mkdir -p "$RESULTS"
-file=$RESULTS/$(date -u +%F)-$(tr -cs 'A-Za-z0-9\n' - <<<"$card" | sed 's/-*$//')-kernels.json
+result=$RESULTS/$(date -u +%F)-$(tr -cs 'A-Za-z0-9\n' - <<<"$card" | sed 's/-*$//')
+file=$result-kernels.json
+server=false
+if "$PYTHON" -c 'from importlib.metadata import version; version("loramux"); import diffusers, loramux_server.app' 2>/dev/null
+then
+    server=true
+fi
 
 step "correctness on $card"
 status=0
@@ -44,6 +52,14 @@ if "$PYTHON" -c 'import pytest' 2>/dev/null; then
     logs=$(mktemp -d)
     variants='dispatch split single vendor'
     pids=()
+    if $server; then
+        timeout 240 "$PYTHON" -m pytest -c /dev/null --rootdir=. -p no:cacheprovider --import-mode=importlib \
+            -W ignore::pytest.PytestUnknownMarkWarning --quiet --tb=short -rP -m gpu tests/server/test_gpu.py \
+            >"$logs/pictures" 2>&1 &
+        pids+=("$!")
+    else
+        echo "the server is not installed: pictures are not compared" >&2
+    fi
     for part in $variants "not (${variants// / or })"; do
         timeout 240 "$PYTHON" -m pytest -c /dev/null --rootdir=. -p no:cacheprovider --import-mode=importlib \
             -W ignore::pytest.PytestUnknownMarkWarning --quiet --tb=short --maxfail=10 \
@@ -70,9 +86,14 @@ fi
 
 step "time"
 # Parts that would begin in the last 90 s are left out, and the file names them; what was measured stays.
-left=$((525 - SECONDS))
+left=$((465 - SECONDS))
 timeout "$left" "$PYTHON" -m loramux_server.bench.gpu measure "$file" $((left - 90)) || status=$?
+if $server; then
+    timeout 60 "$PYTHON" -m loramux_client.cli bench unet --json >"$result-unet.json" || status=$?
+fi
 
 step "done"
-[ ! -s "$file" ] || echo "$file"
+for file in "$result"-*.json; do
+    [ ! -s "$file" ] || echo "$file"
+done
 exit "$status"
