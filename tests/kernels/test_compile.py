@@ -179,7 +179,7 @@ def faults(wanted: Wanted, kernel: Kernel) -> list[str]:
     if kernel.warnings:
         found.append(f"ptxas warns {kernel.warnings}")
     if kernel.name != "_prescale_kernel":
-        found += [*_tensor_core_faults(wanted, kernel), *_copy_faults(wanted.case, kernel)]
+        found += [*_tensor_core_faults(wanted, kernel), *_copy_faults(wanted, kernel)]
     if "BLOCK_N" in kernel.sizes and wanted.case.n % KNOWN == 0 and set(kernel.stores) != {16}:
         found.append(f"stores by bytes: {kernel.stores}, expected 16 only")
     return [f"sm_{wanted.arch} {kernel.name} {fault}; {wanted.case}; {wanted.line.plan}" for fault in found]
@@ -195,14 +195,21 @@ def _tensor_core_faults(wanted: Wanted, kernel: Kernel) -> Iterator[str]:
         yield f"{kernel.mma} products by tensor cores, {instructions}, expected {expected} only"
 
 
-def _copy_faults(case: Case, kernel: Kernel) -> Iterator[str]:
-    """Whether every operand comes 16 bytes at a time: in asynchronous copies where a loop overlaps them."""
-    size, threads = case.bits // 8, 32 * kernel.sizes["warps"]
-    copies, loads, narrow = 0, 0, False
+def _copy_faults(wanted: Wanted, kernel: Kernel) -> Iterator[str]:
+    """Whether every operand comes 16 bytes at a time: in asynchronous copies where a loop overlaps them.
+
+    Of a line that was measured, a tile may be too small for that and come 8 or 4 bytes at a time: it was the fastest
+    on a card, and what is asked here is a guess at what is fast there.
+    """
+    case, size, threads = wanted.case, wanted.case.bits // 8, 32 * kernel.sizes["warps"]
+    copies, loads, narrow, widths, few = 0, 0, False, {4, 16}, 0
     for name, operand in _operands(case, kernel).items():
         moves = operand.values * size // (16 * threads)
         if operand.row % KNOWN:
             narrow = True
+        elif not moves and wanted.line.evidence.startswith("measured") and operand.values * size // threads in (4, 8):
+            widths.add(operand.values * size // threads)
+            few += operand.stages
         elif not moves:
             yield f"the tile of {name} has less than 16 bytes for each thread"
         elif operand.stages:
@@ -213,9 +220,8 @@ def _copy_faults(case: Case, kernel: Kernel) -> Iterator[str]:
         yield f"copies by bytes: {kernel.copies}, expected {copies} of 16 at least"
     if kernel.loads.get(16, 0) < loads:
         yield f"loads by bytes: {kernel.loads}, expected {loads} of 16 at least"
-    row_numbers = 2 * kernel.sizes["stages"]  # and scales, 4 bytes a thread
-    others = {width: count for width, count in kernel.copies.items() if width != 16}
-    if not narrow and (set(others) - {4} or others.get(4, 0) > row_numbers):
+    few += 2 * kernel.sizes["stages"]  # row numbers and scales, 4 bytes a thread
+    if not narrow and (kernel.copies.keys() - widths or kernel.copies.get(4, 0) > few):
         yield f"copies by bytes: {kernel.copies}, expected 16, and 4 for row numbers"
 
 
