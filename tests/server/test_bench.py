@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -255,7 +257,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (overhead, activation):
         monkeypatch.setattr(module, "_REPEATS", 1)
     monkeypatch.setattr(activation, "MANY", 20)
-    monkeypatch.setattr(call.measure, "__defaults__", (1,))
+    monkeypatch.setattr(call.measure, "__defaults__", (1, 1))
     monkeypatch.setattr(memory, "keep_freed", lambda: None)
     monkeypatch.setattr(logs, "configure", configured)
     monkeypatch.setattr(os, "putenv", lambda *_: None)
@@ -299,5 +301,29 @@ async def test_streams_are_held_open_beside_one_another(tmp_path: Path) -> None:
 
 
 def test_a_call_and_the_engine_draw_the_same() -> None:
-    (row,) = call.measure(repeats=1)
-    assert row.unit == "ms"
+    outside, beyond = call.measure(calls=1, pairs=1)
+    assert (outside.unit, beyond.unit) == ("ms", "ms") and outside.value > 0
+
+
+def test_what_the_engine_does_is_no_cost_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves where something is done: begin, two steps and deliver, and 1.5 s of others."""
+    clock = SimpleNamespace(now=0.0)
+
+    class Worker:
+        def begin(self, seconds: float) -> None:
+            clock.now += seconds
+
+        step = deliver = begin
+
+    engine = Worker()
+
+    def ask(_client: object, _steps: int) -> None:
+        clock.now += 1.0
+        for work, seconds in ((engine.begin, 4.0), (engine.step, 8.0), (engine.step, 16.0), (engine.deliver, 32.0)):
+            work(seconds)
+        clock.now += 0.5
+
+    monkeypatch.setattr(call, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(call, "_ask", ask)
+    outside = call._outside(cast(Any, SimpleNamespace(engine=engine)), cast(Any, None))
+    assert outside == 1.5 and not vars(engine)
