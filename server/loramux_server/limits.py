@@ -1,7 +1,7 @@
 """How much each holder of a token uses, against what the token allows.
 
 Takes limits and what is about to be used; refuses what goes over, with the time until it would not. It knows no tokens,
-no messages and no gRPC, and belongs to the event loop's thread.
+no messages and no gRPC, and belongs to the event loop's thread; only `Drawn.hear` is called from whichever.
 
 Rates are accounts that fill steadily up to a bound. What is asked for is granted while the account is not empty, and
 may overdraw it: a request larger than the bound runs too, and is waited for afterwards. Of a request that ends early,

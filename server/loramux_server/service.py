@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext
 from functools import partial
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from loramux.v1 import generation_pb2, generation_service_pb2, generation_service_pb2_grpc
@@ -74,7 +75,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         job = await self._admit(request)
         response = generation_pb2.GenerateResponse(applied=messages.applied(job, self._admission.base, self._version))
         images: list[ImageReady] = []
-        async with aclosing(self._run(job, context.time_remaining())) as story:
+        async with aclosing(self._run(job, context.time_remaining(), ImageReady | Done)) as story:
             async for happened in story:
                 if isinstance(happened, ImageReady):
                     images.append(happened)
@@ -90,7 +91,7 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateEvent]:
         """What happens, as it happens."""
         job = await self._admit(request)
-        async with aclosing(self._run(job, context.time_remaining())) as story:
+        async with aclosing(self._run(job, context.time_remaining(), Told)) as story:
             async for happened in story:
                 yield messages.event(happened, self._admission.base, self._version)
 
@@ -115,8 +116,9 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         with self._admitting():
             return await asyncio.get_running_loop().run_in_executor(threads, self._admission.admit, asked)
 
-    async def _run(self, job: Job, seconds_left: float | None) -> AsyncGenerator[Told, None]:
-        """Events of the job up to its end; leaving early (cancel, deadline, disconnect) frees its rows.
+    async def _run(self, job: Job, seconds_left: float | None, told: UnionType) -> AsyncGenerator[Told, None]:
+        """Events of the job up to its end, of the kinds that are to be told; leaving early (cancel, deadline,
+        disconnect) frees its rows.
 
         Raises:
             TooLate: where the end cannot come in seconds_left.
@@ -125,20 +127,22 @@ class GenerationService(generation_service_pb2_grpc.GenerationServiceServicer):
         meter = callers.current().meter
         drawing = nullcontext(Drawn(job)) if meter is None else meter.drawing(job)
         with self._log.following(job) as heard, drawing as drawn:
-            async with aclosing(self._tell(job, drawn, seconds_left)) as story:
+            async with aclosing(self._tell(job, drawn, seconds_left, told)) as story:
                 async for happened in story:
                     heard.hear(happened)
                     yield happened
 
-    async def _tell(self, job: Job, drawn: Drawn, seconds_left: float | None) -> AsyncGenerator[Told, None]:
+    async def _tell(
+        self, job: Job, drawn: Drawn, seconds_left: float | None, told: UnionType
+    ) -> AsyncGenerator[Told, None]:
+        """The loop is woken for what is told alone: it would take the interpreter from the threads that draw."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-        def take(happened: Event) -> None:
-            drawn.hear(happened)
-            events.put_nowait(happened)
+        awaited = told | Failed
 
         def hear(happened: Event) -> None:
-            loop.call_soon_threadsafe(take, happened)
+            drawn.hear(happened)
+            if isinstance(happened, awaited):
+                loop.call_soon_threadsafe(events.put_nowait, happened)
 
         self._runner.submit(job, hear, seconds_left)
         try:

@@ -247,6 +247,35 @@ async def test_what_a_slow_reader_does_not_read_is_charged() -> None:
     assert 1000 - meter._cost._held == pytest.approx(0.9 * cost_of(taken.job))
 
 
+async def test_a_call_that_is_cancelled_is_charged_for_the_steps_it_took() -> None:
+    """Those that the loop has not had a turn to hear of too."""
+    hand, meter = ByHand(), Meter(Holder("x", frozenset(), Limits(cost_per_minute=1000)), Clock())
+    answering(Caller("here", "x", meter=meter))
+    call = asyncio.create_task(hand.service.Generate(generation_pb2.GenerateRequest(prompt="x"), context()))
+    taken = await hand.until_taken(1)
+    taken.step(*range(1, 5))
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    taken.step(5)  # the tick that was under way: it was charged for already
+    assert taken.outcome == "cancelled" and meter._cost is not None
+    assert 1000 - meter._cost._held == pytest.approx(0.5 * cost_of(taken.job))
+
+
+async def test_a_call_wakes_the_loop_for_pictures_and_the_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand, woken = ByHand(), list[object]()
+    answering(Caller("here", "x"))
+    call = asyncio.create_task(hand.service.Generate(generation_pb2.GenerateRequest(prompt="x"), context()))
+    taken = await hand.until_taken(1)
+    loop = asyncio.get_running_loop()
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *what: (woken.append(what), wake(*what))[1])
+    taken.step(*range(1, 11))
+    assert not woken
+    taken.finish()
+    assert len(woken) == 2 and len((await call).images) == 1
+
+
 async def test_a_request_that_the_queue_refuses_costs_nothing() -> None:
     hand, meter = ByHand(), Meter(Holder("x", frozenset(), Limits(cost_per_minute=5)), Clock())
     answering(Caller("here", "x", meter=meter))
