@@ -2,7 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,3 +61,45 @@ def test_evaluations_are_counted_before_they_are_made(sampler: Sampler, steps: i
     for config in (shipped, USUAL):
         made = ImageSampler(sampling, config, 0, (1, 4, 2, 2), torch.device("cpu"))
         assert made.total == sampling.evaluations
+
+
+def advanced(made: ImageSampler) -> ImageSampler:
+    made.advance(0.1 * made.model_input())
+    return made
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+def test_pictures_in_flight_share_nothing_of_a_sampler(sampler: Sampler) -> None:
+    """Each in turn, of other seeds and numbers of steps, beside one another and one after another."""
+
+    def new() -> list[ImageSampler]:
+        sizes, device = (1, 4, 2, 2), torch.device("cpu")
+        return [ImageSampler(Sampling(sampler, steps), USUAL, steps, sizes, device) for steps in (4, 7)]
+
+    alone, together = new(), new()
+    for each in alone:
+        while not each.finished:
+            advanced(each)
+    while not all(each.finished for each in together):
+        together = [each if each.finished else advanced(each) for each in together]
+    for one, other in zip(alone, together, strict=True):
+        assert one.total == other.total and torch.equal(one.latents, other.latents)
+
+
+def test_what_is_refused_is_told_apart_by_all_it_depends_on() -> None:
+    """In both orders: what was found of one is no other's."""
+    given = Sampling(Sampler.DPMPP_2M, 2, timesteps=(600, 300))
+    weak, plain = Sampling(Sampler.EULER, 4, strength=0.1), Sampling(Sampler.DDIM, 4)
+    asked: list[tuple[Sampling, dict[str, Any], list[str]]] = [
+        (plain, USUAL, []),
+        (replace(plain, sigma_schedule=SigmaSchedule.KARRAS), USUAL, ["sigma_schedule"]),
+        (weak, USUAL, ["strength"]),
+        (replace(weak, strength=0.5), USUAL, []),
+        (replace(weak, steps=20), USUAL, []),
+        (given, USUAL, []),
+        (given, USUAL | {"use_karras_sigmas": True}, ["timesteps"]),
+        (replace(given, timesteps=()), USUAL | {"use_karras_sigmas": True}, []),
+        (replace(given, sampler=Sampler.DDIM), USUAL, ["timesteps"]),
+    ]
+    for sampling, config, fields in [*asked, *reversed(asked)]:
+        assert [violation.field for violation in violations(sampling, config)] == fields, sampling

@@ -4,8 +4,13 @@ Takes the base's scheduler configuration, a picture's seed and how it is sampled
 next latents, and says what a sampler cannot do. It knows no model, no prompt and no adapter.
 """
 
+import copy
 import inspect
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -64,7 +69,7 @@ class ImageSampler:
         device: torch.device,
         start: ImageLatents | None = None,
     ) -> None:
-        self._scheduler = _scheduler(sampling, scheduler_config)
+        self._scheduler = _scheduler(sampling, json.dumps(scheduler_config))
         _set_timesteps(self._scheduler, sampling, device)
         first = _first(self._scheduler, sampling)
         self._steps: Tensor = self._scheduler.timesteps[first:]
@@ -126,8 +131,15 @@ class ImageSampler:
             self.latents = self._kept.put_back(self.latents, self._scheduler, coming)
 
 
-def violations(sampling: Sampling, scheduler_config: dict[str, Any]) -> list[Violation]:
+def violations(sampling: Sampling, scheduler_config: dict[str, Any]) -> Sequence[Violation]:
     """What the sampler cannot do of what is asked on this base; empty where it can."""
+    timing = replace(sampling, guidance_scale=0.0, guidance_rescale=0.0)  # guidance is no affair of the sampler's
+    return _violations(timing, json.dumps(scheduler_config))
+
+
+@lru_cache(maxsize=256)
+def _violations(sampling: Sampling, config: str) -> tuple[Violation, ...]:
+    """Kept, as most requests ask for what others have asked for. config: of the base, as JSON."""
     found: list[Violation] = []
     if sampling.sigma_schedule not in sigma_schedules(sampling.sampler):
         taken = ", ".join(sigma_schedules(sampling.sampler))
@@ -137,14 +149,14 @@ def violations(sampling: Sampling, scheduler_config: dict[str, Any]) -> list[Vio
     if sampling.timesteps and not takes_timesteps(sampling.sampler):
         found.append(Violation("timesteps", f"are given, {sampling.sampler} takes none"))
     if found:
-        return found
-    scheduler = _scheduler(sampling, scheduler_config)
+        return tuple(found)
+    scheduler = _scheduler(sampling, config)
     try:
         _set_timesteps(scheduler, sampling, torch.device("cpu"))
     except ValueError as error:  # what only this base's configuration rules out
         field = "timesteps" if sampling.timesteps else "steps"
-        return [Violation(field, f"cannot be taken by {sampling.sampler} on this base: {error}")]
-    return _too_weak(scheduler, sampling)
+        return (Violation(field, f"cannot be taken by {sampling.sampler} on this base: {error}"),)
+    return tuple(_too_weak(scheduler, sampling))
 
 
 def facts() -> tuple[SamplerFacts, ...]:
@@ -152,12 +164,14 @@ def facts() -> tuple[SamplerFacts, ...]:
     return tuple(SamplerFacts(each, sigma_schedules(each), takes_timesteps(each)) for each in Sampler)
 
 
+@cache
 def sigma_schedules(sampler: Sampler) -> tuple[SigmaSchedule, ...]:
     """Those the sampler takes."""
     parameters = inspect.signature(_SCHEDULERS[sampler][0].__init__).parameters
     return (SigmaSchedule.BASE, *(schedule for schedule, option in _SIGMAS.items() if option in parameters))
 
 
+@cache
 def takes_timesteps(sampler: Sampler) -> bool:
     """Whether the timesteps themselves may be given."""
     return "timesteps" in inspect.signature(_SCHEDULERS[sampler][0].set_timesteps).parameters
@@ -179,11 +193,19 @@ def guide(prediction: Tensor, sampling: Sampling) -> Tensor:
     return sampling.guidance_rescale * rescaled + (1 - sampling.guidance_rescale) * guided
 
 
-def _scheduler(sampling: Sampling, config: dict[str, Any]) -> Any:
-    scheduler, options = _SCHEDULERS[sampling.sampler]
-    if sampling.sigma_schedule != SigmaSchedule.BASE:
-        options = options | {name: schedule == sampling.sigma_schedule for schedule, name in _SIGMAS.items()}
-    return scheduler.from_config(config, **options)
+def _scheduler(sampling: Sampling, config: str) -> Any:
+    """A new one, of the base's configuration as JSON. Copied, which is a quarter of the work: diffusers reads many
+    constructors' signatures to make one."""
+    return copy.deepcopy(_pattern(sampling.sampler, sampling.sigma_schedule, config))
+
+
+@lru_cache(maxsize=64)
+def _pattern(sampler: Sampler, sigma_schedule: SigmaSchedule, config: str) -> Any:
+    """What is copied, and never used itself."""
+    scheduler, options = _SCHEDULERS[sampler]
+    if sigma_schedule != SigmaSchedule.BASE:
+        options = options | {name: schedule == sigma_schedule for schedule, name in _SIGMAS.items()}
+    return scheduler.from_config(json.loads(config), **options)
 
 
 def _first(scheduler: Any, sampling: Sampling) -> int:
