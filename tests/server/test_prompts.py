@@ -20,6 +20,7 @@ from loramux_server.engine.blends import NOTHING, PlacedBlend
 from loramux_server.engine.conditioning import side_by_side
 from loramux_server.engine.prompt_syntax import Piece, parse
 from loramux_server.engine.text import BlendedText
+from loramux_server.engine.triggers import Trigger
 from loramux_server.errors import InvalidRequest
 from loramux_server.requests import BlendEntry, GenerationRequest, LongPrompt, PromptSyntax, TextMode
 
@@ -150,6 +151,42 @@ def test_every_part_of_the_cache_key_matters(server: Any) -> None:
                 for mode in modes:
                     prompts.encode([BlendedText(text, NOTHING, blend_key)], mode, 1)
     assert len(prompts._cache) == 16
+
+
+def test_a_text_is_read_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is checked and when it is encoded."""
+    (prompts,) = server.app.engine.conditioner.encoders
+    read: list[str] = []
+    tokens = prompts._tokens
+    monkeypatch.setattr(prompts, "_tokens", lambda text: (read.append(text), tokens(text))[1])
+    text = "a text that no other test has"
+    assert not prompts.violations({"prompt": (text, [])}, PLAIN_MODE) and not prompts.found(text, PLAIN_MODE, [])
+    with torch.inference_mode():
+        encode(server, [text], PLAIN_MODE)
+    assert read == [text]
+
+
+def test_how_a_text_was_read_for_one_is_not_how_it_is_read_for_another(server: Any) -> None:
+    """With other embeddings, of other lengths or in another order, in another syntax, or cut."""
+    (prompts,) = server.app.engine.conditioner.encoders
+    text, cat, dog, long_dog = "a cat BREAK a dog", Trigger("cat", 1), Trigger("dog", 1), Trigger("dog", 80)
+    weighted, cut = TextMode(), TextMode(long_prompt=LongPrompt.CUT)
+    asked: list[tuple[TextMode, list[Trigger], int, set[int]]] = [
+        (weighted, [], 2, set()),
+        (weighted, [dog], 2, {0}),
+        (weighted, [long_dog], 3, {0}),
+        (weighted, [dog, cat], 2, {0, 1}),
+        (weighted, [Trigger("bird", 1), dog], 2, {1}),
+        (weighted, [cat], 2, {0}),
+        (PLAIN_MODE, [long_dog], 2, {0}),
+        (PLAIN_MODE, [dog], 1, {0}),
+        (cut, [cat, dog], 1, {0}),
+        (cut, [dog, cat], 1, {1}),
+        (weighted, [cat, dog], 2, {0, 1}),
+    ]
+    for mode, triggers, count, found in [*asked, *reversed(asked)]:
+        assert prompts.count(text, mode, triggers) == count, (mode, triggers)
+        assert prompts.found(text, mode, triggers) == found, (mode, triggers)
 
 
 def test_pictures_do_not_depend_on_the_length_of_other_prompts(server: Any) -> None:

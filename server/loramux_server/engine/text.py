@@ -13,6 +13,7 @@ tokenizer and the table stay as they are, and a text without triggers is read as
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from loramux_server.errors import Violation
 from loramux_server.requests import LongPrompt, PromptSyntax, TextMode
 
 MAX_CHUNKS = 8
+_KEPT = 32  # texts, each read several times while it is checked and again to encode it; of 10 000 characters at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class PromptEncoder:
         self._device = device
         self._cache = cache
         self._skips_last_layer = skips_last_layer
+        self._kept = lru_cache(_KEPT)(self._read)
 
     def violations(self, prompts: Mapping[str, tuple[str, Sequence[Trigger]]], mode: TextMode) -> list[Violation]:
         """What is wrong with prompts by field, each with its triggers: too many chunks, or more layers skipped than
@@ -150,10 +153,13 @@ class PromptEncoder:
         """Tokens of a chunk between its start and its end."""
         return self._encoder.tokenizer.model_max_length - 2
 
-    def _chunks(self, text: str, mode: TextMode, triggers: Sequence[Trigger]) -> list[Chunk]:
+    def _chunks(self, text: str, mode: TextMode, triggers: Sequence[Trigger]) -> tuple[Chunk, ...]:
         """At least one; only the first where long prompts are cut."""
+        return self._kept(text, mode, tuple(triggers))
+
+    def _read(self, text: str, mode: TextMode, triggers: tuple[Trigger, ...]) -> tuple[Chunk, ...]:
         sections = parse(text) if mode.syntax == PromptSyntax.WEIGHTED else ((Piece(text, 1.0),),)
-        chunks = [chunk for section in sections for chunk in self._section(section, triggers)]
+        chunks = tuple(chunk for section in sections for chunk in self._section(section, triggers))
         return chunks[:1] if mode.long_prompt == LongPrompt.CUT else chunks
 
     def _section(self, pieces: Sequence[Piece], triggers: Sequence[Trigger]) -> Iterator[Chunk]:
