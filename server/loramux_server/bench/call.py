@@ -36,12 +36,10 @@ def measure(calls: int = _CALLS, pairs: int = _PAIRS) -> list[Row]:
         for steps in (_STEPS, 1):
             assert _ask(client, steps) == _draw(app, steps), "they draw different pictures"
         outside = statistics.median(_outside(app, client) for _ in range(calls))
-        extra = statistics.median(
-            _seconds(lambda: _ask(client, 1)) - _seconds(lambda: _draw(app, 1)) for _ in range(pairs)
-        )
+        beyond = statistics.median(_beyond(app, client, engine_first=number % 2 == 1) for number in range(pairs))
     return [
         Row(f"Generate over gRPC, {_STEPS} steps, time outside the engine", outside * 1e3, "ms", "<=5"),
-        Row("Generate over gRPC, 1 step, beyond the same by the engine alone", extra * 1e3, "ms", "<=5"),
+        Row("Generate over gRPC, 1 step, beyond the same by the engine alone", beyond * 1e3, "ms", "<=5"),
     ]
 
 
@@ -50,6 +48,13 @@ def _outside(app: App, client: Client) -> float:
     with _working(app.engine) as seconds:
         call = _seconds(lambda: _ask(client, _STEPS))
     return call - sum(seconds)
+
+
+def _beyond(app: App, client: Client, *, engine_first: bool) -> float:
+    """Seconds that a call takes more than the engine alone: each finds what the other left in the caches."""
+    engine = _seconds(lambda: _draw(app, 1)) if engine_first else None
+    call = _seconds(lambda: _ask(client, 1))
+    return call - (_seconds(lambda: _draw(app, 1)) if engine is None else engine)
 
 
 @contextmanager
