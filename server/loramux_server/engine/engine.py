@@ -270,7 +270,8 @@ class Engine:
             return self._forwards(arguments, self._state)[: len(asked)].float()
 
     def _unet(self, arguments: Arguments) -> Tensor:
-        return self.base.unet(**arguments, return_dict=False)[0]
+        given = dict(arguments)
+        return self.base.unet(given.pop("sample"), given.pop("timestep"), **given, return_dict=False)[0]
 
     def _state(self) -> Hashable:
         """What a captured forward depends on beside its arguments; None where it cannot be captured."""
