@@ -508,7 +508,7 @@ def test_a_setting_that_does_not_suit_is_told_in_one_line(
     assert told.startswith("loramux: ") and said in told and told.count("\n") == 1
 
 
-def test_health_and_http(server: Running) -> None:
+def test_health_and_http(server: Running, names: list[str]) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     for service in ("", "loramux.v1.GenerationService", "loramux.v1.AdapterService"):
         answer = health.Check(health_pb2.HealthCheckRequest(service=service))
@@ -516,6 +516,7 @@ def test_health_and_http(server: Running) -> None:
     assert server.get("/livez") == server.get("/readyz") == "ok\n"
     assert server.get("/version").strip()
     assert server.metric("loramux_engine_up") == 1
+    server.pictures.Generate(request(blend=blend(**{names[0]: 1.0}), steps=1))
     assert server.metric('loramux_adapters_resident{tier="device"}') >= 1
 
 
