@@ -24,8 +24,6 @@ KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(INDEX)'; }
 INSTALLED := .venv/installed-$(KEY)
 BENCHMARKS := kernels overhead engine unet store scheduler tiers serve train
 ARGS ?=
-# One more than there are cores: tests that wait for a deadline or a process leave theirs to another.
-WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 .PHONY: help setup demo serve test test-full check format proto api bench fuzz sbom clean
 
@@ -41,7 +39,7 @@ serve: $(INSTALLED) ## serve the built-in base with the shelf in adapters_store/
 	@.venv/bin/loramux serve --store adapters_store/data $(ARGS)
 
 test: $(INSTALLED) ## the tests, short forms
-	@$(PY) -m pytest -n $(WORKERS) --dist worksteal -m 'not gpu and not long' $(ARGS)
+	@$(PY) -m pytest -n logical --dist worksteal -m 'not gpu and not long' $(ARGS)
 
 test-full: $(INSTALLED) ## the tests, long forms too
 	@$(PY) -m pytest -n logical --dist worksteal -m 'not gpu' $(ARGS)
