@@ -173,7 +173,7 @@ def test_a_soak_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_adapters_are_asked_for_where_few_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The long form, `loramux bench tiers`, has a thousand; what takes how long is not for a test to say."""
-    monkeypatch.setattr(tiers, "_SLOWED_S", 0.5)
+    monkeypatch.setattr(tiers, "_SLOWED_S", 1.0)
     monkeypatch.setattr(tiers, "_ROUNDS", 2)
     rows = tiers.measure(tiers.Size(adapters=8, room=3, requests=6, slow=1, steps=1))
     assert [row.bound for row in rows if row.bound] == [">=0.8", "<=16", *["<=1.5"] * 4]

@@ -209,7 +209,10 @@ def test_samples_are_what_diffusers_draws_with_the_files(base: Path, tmp_path: P
         assert moved > 1 if negative or prompt != "two cats" else moved == 0
 
 
-@pytest.mark.parametrize("sections", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    "sections",
+    [pytest.param(each, id=name, marks=[] if name == "all" else pytest.mark.long) for name, each in KINDS.items()],
+)
 def test_samples_change_no_bit_of_a_run_with_new_words(base: Path, tmp_path: Path, sections: dict[str, Any]) -> None:
     ends: list[tuple[list[Report], list[float], dict[str, dict[str, Tensor]]]] = []
     for every in (1, 0):
