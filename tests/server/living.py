@@ -62,13 +62,17 @@ class Living:
         await self.ended
 
     def held(self) -> dict[str, float]:
-        """Jobs, their images, uses of adapters, and the loop's tasks."""
+        """Jobs, their images, uses of adapters, and the loop's tasks, but for those in which others of the server's own
+        wait for their next turn: they come and go once a second."""
         runner, device = self.app.runner, self.app.engine.adapters.device
         return {
             "jobs": len(runner._jobs),
             "images": len(runner._scheduler._requests),
             "users": sum(resident.users for resident in device.residents.values()),
-            "tasks": len(asyncio.all_tasks(self._ready.get_loop())),
+            "tasks": sum(
+                getattr(task.get_coro(), "__qualname__", "") != "Event.wait"
+                for task in asyncio.all_tasks(self._ready.get_loop())
+            ),
         }
 
     def sample(self, name: str, **labels: str) -> float:
