@@ -191,7 +191,7 @@ def test_the_engine_is_compared_with_what_draws_the_same(monkeypatch: pytest.Mon
     """Every side once, on pictures of few steps: the checks of sameness are the point."""
     calls: list[object] = []
     monkeypatch.setattr(engine, "_STEPS", 1)
-    monkeypatch.setattr(engine, "_PEER_STEPS", 2)
+    monkeypatch.setattr(engine, "_PEER_STEPS", 4)
     monkeypatch.setattr(engine, "_TICKS", 4)
     monkeypatch.setattr(engine, "ratio", lambda one, other, *_: float(len([calls.append(s()) for s in (one, other)])))
     rows = engine.measure()
@@ -296,8 +296,8 @@ async def test_a_server_asked_for_too_much_refuses_with_a_time_to_wait(tmp_path:
 
 
 async def test_streams_are_held_open_beside_one_another(tmp_path: Path) -> None:
-    rows = await serve._measure_streams(tmp_path, streams.Crowd(connections=4, watches=20, pictures=1))
-    assert [row.unit for row in rows] == ["ms", "ms"] and rows[0].name.startswith("84 open streams on 8 connections")
+    rows = await serve._measure_streams(tmp_path, streams.Crowd(connections=4, watches=20, pictures=3))
+    assert [row.unit for row in rows] == ["ms", "ms"] and rows[0].name.startswith("92 open streams on 8 connections")
 
 
 def test_a_call_and_the_engine_draw_the_same() -> None:

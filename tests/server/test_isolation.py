@@ -35,7 +35,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [90, pytest.param(600, marks=pytest.mark.long)])
 def test_every_picture_is_the_same_alone_and_in_company(stream_server: Any, count: int) -> None:
     """A stream of requests that join and leave between steps, put each other's adapters out, and are cancelled."""
     server, dice = stream_server, random.Random(11)

@@ -21,7 +21,7 @@ from loramux_server.engine import image_latents, pictures
 from loramux_server.engine.adapter_cache import AdapterCache
 from loramux_server.engine.blends import EVERYWHERE, NOTHING, PlacedBlend, RowEntries
 from loramux_server.engine.bytes_lru import BytesLru
-from loramux_server.engine.captured import Arguments, Capture, CapturedForwards, on_card
+from loramux_server.engine.captured import Arguments, CapturedForwards, on_card
 from loramux_server.engine.conditioning import Conditioner, Given, unet_arguments
 from loramux_server.engine.device_memory import RAN_OUT, fitting
 from loramux_server.engine.device_tier import VECTOR_BYTES, Lease
@@ -126,7 +126,6 @@ class Engine:
         fixed: Fixed | None = None,
         observer: Observer | None = None,
         graphs: int = 0,
-        capture: Capture | None = None,
     ) -> None:
         self.base = base
         self._dtype = base.unet.dtype  # diffusers looks through all parameters to tell it
@@ -150,7 +149,7 @@ class Engine:
         self.max_rank = fixed.rank if fixed else MAX_ROW_RANK
         self.adapters = AdapterCache(self.groups, host, metrics, self.max_rank, base.device)
         self._previews = Previews(base.vae)
-        self._forwards = CapturedForwards(self._unet, capture or on_card(base.device), graphs, metrics)
+        self._forwards = CapturedForwards(self._unet, on_card(base.device), graphs, metrics)
         self.conditioner = Conditioner(base, self.groups, BytesLru("prompt", prompt_cache_bytes, metrics))
         self.texts = TextProjections(
             base.unet, self.groups["unet.attention"], cross_attention_cache_bytes, metrics, fixed and fixed.rows
